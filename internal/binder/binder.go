@@ -1,0 +1,234 @@
+package binder
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"socketbox/internal/listen"
+	"socketbox/internal/privsep"
+)
+
+// binder is the whole state of the binder; only its own goroutine touches it.
+type binder struct {
+	h        handover
+	log      *slog.Logger
+	control  int // listening control socket
+	resolver *resolver
+	watch    *watcher
+	started  time.Time
+
+	active       *table // in force, or about to be for the first time
+	lastTable    uint32
+	lastListener uint32
+
+	child      *child
+	everServed bool
+	deaths     int // of dispatchers, one soon after the other
+	restarts   uint64
+	draining   bool
+	reload     *reload // under way
+
+	fromChild chan childEvent
+	calls     chan func() // work that another goroutine wants done here
+}
+
+// errStopped ends the binder in good order.
+var errStopped = errors.New("stopped")
+
+// Run is the binder's life, from the exec by the privileged stage to the end.
+func Run(newLog func(format, level string) *slog.Logger) error {
+	state, fds, err := privsep.TakeState()
+	if err != nil {
+		return err
+	}
+	b, err := newBinder(state, fds, newLog)
+	if err != nil {
+		return err
+	}
+	if err := b.start(fds[1:]); err != nil {
+		return err
+	}
+	defer b.end()
+	if err := b.loop(); !errors.Is(err, errStopped) {
+		return err
+	}
+	return nil
+}
+
+func newBinder(state []byte, fds []int, newLog func(format, level string) *slog.Logger) (*binder, error) {
+	b := &binder{
+		started: time.Now(), fromChild: make(chan childEvent, 64), calls: make(chan func(), 64),
+	}
+	if err := json.Unmarshal(state, &b.h); err != nil {
+		return nil, fmt.Errorf("read inherited state: %w", err)
+	}
+	if len(fds) < 2 {
+		return nil, fmt.Errorf("read inherited state: %d descriptors", len(fds))
+	}
+	b.control = fds[0]
+	b.log = newLog(b.h.Options.LogFormat, b.h.Options.LogLevel)
+	if err := privsep.ConfineBinder(); err != nil {
+		return nil, err
+	}
+	return b, privsep.Verify(0, b.h.Verify)
+}
+
+// start makes the first table and the first dispatcher: start-up is the first
+// reload.
+func (b *binder) start(fds []int) error {
+	cfg, err := b.h.config()
+	if err != nil {
+		return err
+	}
+	if len(cfg.Listeners) != len(fds) {
+		return fmt.Errorf("read inherited state: %d listeners, %d descriptors", len(cfg.Listeners), len(fds))
+	}
+	if b.watch, err = newWatcher(); err != nil {
+		return err
+	}
+	b.resolver = newResolver(b.log, b.watch)
+	var listeners []*listener
+	for i, d := range cfg.Descriptions() {
+		listeners = append(listeners, b.newListener(d, fds[i]))
+	}
+	if b.active, err = b.makeTable(cfg, listeners); err != nil {
+		return err
+	}
+	if err := b.serveControl(); err != nil {
+		return err
+	}
+	return b.spawn()
+}
+
+// loop treats one event after another until the binder is to end.
+func (b *binder) loop() error {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1)
+	timer := time.NewTimer(time.Hour)
+	for {
+		setTimer(timer, b.resolver.tick())
+		var err error
+		select {
+		case s := <-signals:
+			err = b.signalled(s)
+		case e := <-b.fromChild:
+			err = b.hear(e)
+		case call := <-b.calls:
+			call()
+		case e := <-b.watch.Events:
+			b.resolver.changed(e.Name)
+		case e := <-b.watch.Errors:
+			b.log.Warn("watching directories, looking at them all again", "reason", e)
+			b.resolver.resolveEverything()
+		case <-timer.C:
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func setTimer(t *time.Timer, at time.Time) {
+	if at.IsZero() {
+		t.Reset(time.Hour)
+		return
+	}
+	t.Reset(max(time.Until(at), time.Millisecond))
+}
+
+func (b *binder) signalled(s os.Signal) error {
+	switch s {
+	case unix.SIGHUP:
+		b.reloadFile()
+	case unix.SIGUSR1:
+		b.dump()
+	case unix.SIGTERM:
+		if !b.draining {
+			b.drain()
+			if b.child == nil {
+				return errStopped
+			}
+			return nil
+		}
+		fallthrough
+	default: // a second TERM, or INT: now
+		b.log.Info("ending at once", "waiting", b.totals().Waiting)
+		return errStopped
+	}
+	return nil
+}
+
+// drain has the dispatcher take what is in the backlogs, deliver what is on
+// hold, and end; its end is the binder's. The binder's own copies of the
+// listeners are closed, so that nobody is let in after the dispatcher is done.
+func (b *binder) drain() {
+	b.draining = true
+	b.notify("STOPPING=1", "STATUS=delivering what is held")
+	b.log.Info("stopping: delivering what is held")
+	if b.child != nil {
+		b.child.link.send(privsep.Message{Kind: privsep.Drain})
+	}
+	for _, l := range b.active.listeners {
+		unix.Close(l.fd)
+		l.fd = -1
+	}
+}
+
+// end is the last that a binder does: it leaves no dispatcher and, where it
+// may, no control socket behind.
+func (b *binder) end() {
+	unix.Unlink(b.h.Control)
+	for _, l := range b.active.listeners {
+		if l.description.Network == "unix" {
+			unix.Unlink(l.description.Path)
+		}
+	}
+	if c := b.child; c != nil {
+		c.link.close()
+		c.cmd.Process.Kill()
+	}
+}
+
+func (b *binder) newListener(d listen.Description, fd int) *listener {
+	b.lastListener++
+	return &listener{id: b.lastListener, description: d, fd: fd}
+}
+
+// installed notes that a dispatcher has table m.ID in force, or not.
+func (b *binder) installed(c *child, m privsep.Message) error {
+	if !c.verified || m.ID != c.sent {
+		return fmt.Errorf("%w: installed table %d, not %d", privsep.ErrProtocol, m.ID, c.sent)
+	}
+	if m.Value != 0 {
+		return fmt.Errorf("it refused table %d", m.ID)
+	}
+	c.table = m.ID
+	if b.reload != nil && b.reload.next.id == m.ID {
+		b.commitReload()
+	}
+	if !b.everServed {
+		b.everServed = true
+		b.announce()
+	}
+	return nil
+}
+
+// announce says that the binder serves.
+func (b *binder) announce() {
+	for _, l := range b.active.listeners {
+		b.log.Info("listening", "listener", l.description.Name, "address", l.description.String())
+	}
+	b.log.Info("serving", "pid", os.Getpid(), "uid", os.Geteuid(), "dispatcher", b.child.cmd.Process.Pid,
+		"directory", b.active.cfg.Dir, "control", b.h.Control)
+	b.notify("READY=1", b.statusLine())
+	debug.FreeOSMemory()
+	privsep.Trimmer()()
+}

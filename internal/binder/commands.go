@@ -1,0 +1,179 @@
+package binder
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"socketbox/internal/config"
+	"socketbox/internal/listen"
+	"socketbox/internal/privsep"
+)
+
+// This file is the other side of the control socket: what `socketbox reload`
+// and `socketbox status` do, with their caller's rights. They trust the
+// binder with nothing but its answers.
+
+// session is a command's connection to a running binder.
+type session struct {
+	file *os.File
+	raw  syscall.RawConn
+}
+
+// dial connects to the instance of the main socket directory dir.
+func dial(dir string) (*session, error) {
+	path := controlPath(dir)
+	fd, err := dialControl(path)
+	if err != nil {
+		return nil, dialError(path, err)
+	}
+	file := os.NewFile(uintptr(fd), path)
+	file.SetDeadline(time.Now().Add(controlTime))
+	raw, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return &session{file: file, raw: raw}, nil
+}
+
+func dialError(path string, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
+		return withHint(err, "`socketbox bind` is not running there; another instance is chosen by --dir")
+	case errors.Is(err, unix.EACCES):
+		return withHint(err, "run the command as root, or as a member of the group of "+path)
+	}
+	return err
+}
+
+// ask sends one request and waits for the answer, whose descriptors the
+// caller owns.
+func (s *session) ask(q request, fds ...int) ([]int, error) {
+	if err := sendPacket(s.raw, q, fds); err != nil {
+		return nil, fmt.Errorf("ask the binder: %w", err)
+	}
+	buf := make([]byte, 2*maxControlPacket)
+	m, err := receivePacket(s.raw, buf, 1)
+	if err != nil {
+		return nil, fmt.Errorf("the binder's answer: %w", err)
+	}
+	if m.N == 0 {
+		return nil, errors.New("the binder ended the conversation (it stopped, or too many commands run at once)")
+	}
+	var r reply
+	if err := json.Unmarshal(buf[:m.N], &r); err != nil {
+		m.Close()
+		return nil, fmt.Errorf("the binder's answer: %w", err)
+	}
+	if r.Error != "" {
+		m.Close()
+		return nil, withHint(errors.New(r.Error), strings.Join(r.Hints, "\n"))
+	}
+	return m.FDs, nil
+}
+
+// FetchStatus returns the status of the instance of dir.
+func FetchStatus(dir string) (*Status, error) {
+	s, err := dial(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer s.file.Close()
+	return s.status()
+}
+
+func (s *session) status() (*Status, error) {
+	fds, err := s.ask(request{Op: "status"})
+	if err != nil {
+		return nil, err
+	}
+	if len(fds) != 1 {
+		return nil, errors.New("the binder's status is missing")
+	}
+	defer unix.Close(fds[0])
+	text, err := privsep.ReadFile(fds[0], maxStatus)
+	if err != nil {
+		return nil, fmt.Errorf("the binder's status: %w", err)
+	}
+	st := &Status{}
+	return st, json.Unmarshal(text, st)
+}
+
+// Reload has the instance of dir take the configuration in path. The file is
+// read, and listeners that the instance has not are opened, with the caller's
+// rights; it returns when the new configuration is in force, or why it is not.
+func Reload(dir, path string) error {
+	text, err := ReadConfigFile(path)
+	if err != nil {
+		return err
+	}
+	cfg, err := config.Parse(path, text, config.DefaultsFor(os.Geteuid(), os.Getenv))
+	if err != nil {
+		return err
+	}
+	s, err := dial(dir)
+	if err != nil {
+		return err
+	}
+	defer s.file.Close()
+	st, err := s.status()
+	if err != nil {
+		return err
+	}
+	if st.Config != path {
+		return withHint(fmt.Errorf("the running instance uses %s, not %s", describeConfig(st.Config), path), "name the same file: socketbox reload "+st.Config)
+	}
+	file, err := privsep.SealedFile(text)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(file)
+	if _, err := s.ask(request{Op: "reload"}, file); err != nil {
+		return err
+	}
+	if err := s.bringSockets(cfg, st); err != nil {
+		return err
+	}
+	_, err = s.ask(request{Op: "apply"})
+	return err
+}
+
+func describeConfig(path string) string {
+	if path == "" {
+		return "no configuration file"
+	}
+	return path
+}
+
+// bringSockets opens the listeners of cfg that the instance has not, all or
+// none, and passes them.
+func (s *session) bringSockets(cfg *config.Config, st *Status) error {
+	var indexes []int
+	var missing []listen.Description
+	for i, d := range cfg.Descriptions() {
+		if !st.has(d) {
+			indexes, missing = append(indexes, i), append(missing, d)
+		}
+	}
+	fds, err := listen.OpenAll(missing)
+	if err != nil {
+		return err
+	}
+	defer closeAll(fds)
+	for len(fds) > 0 {
+		n := min(len(fds), fdsPerPacket)
+		if _, err := s.ask(request{Op: "sockets", Indexes: indexes[:n]}, fds[:n]...); err != nil {
+			return err
+		}
+		closeAll(fds[:n])
+		fds, indexes = fds[n:], indexes[n:]
+	}
+	return nil
+}

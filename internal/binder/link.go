@@ -1,0 +1,116 @@
+package binder
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"socketbox/internal/privsep"
+)
+
+// link is the binder's end of the control pair, with a queue for what the
+// dispatcher has no room for yet: the binder never waits for its dispatcher.
+type link struct {
+	channel privsep.Channel
+	file    *os.File
+	raw     syscall.RawConn
+
+	mu     sync.Mutex
+	queue  []privsep.Message
+	filled chan struct{} // holds one token while the queue may have something
+	closed bool
+}
+
+// newLink takes over the channel's descriptor.
+func newLink(c privsep.Channel) (*link, error) {
+	file := os.NewFile(uintptr(c.FD), "control")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	l := &link{channel: c, file: file, raw: raw, filled: make(chan struct{}, 1)}
+	go l.write()
+	return l, nil
+}
+
+// send queues m; its descriptors belong to the link from here on.
+func (l *link) send(m privsep.Message) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		closeAll(m.FDs)
+		return
+	}
+	l.queue = append(l.queue, m)
+	select {
+	case l.filled <- struct{}{}:
+	default:
+	}
+}
+
+// write sends from the queue until the link is closed or the partner is gone.
+func (l *link) write() {
+	for range l.filled {
+		for {
+			m, ok := l.next()
+			if !ok {
+				break
+			}
+			var err error
+			waitErr := l.raw.Write(func(uintptr) bool {
+				err = l.channel.Send(m)
+				return !errors.Is(err, unix.EAGAIN)
+			})
+			closeAll(m.FDs)
+			if err != nil || waitErr != nil {
+				l.close() // the reader sees the end, or the process's death is noticed
+				return
+			}
+		}
+	}
+}
+
+func (l *link) next() (privsep.Message, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == 0 {
+		l.queue = nil
+		return privsep.Message{}, false
+	}
+	m := l.queue[0]
+	l.queue = l.queue[1:]
+	return m, true
+}
+
+// receive waits for the next message. ok is false at the end of file.
+func (l *link) receive() (m privsep.Message, ok bool, err error) {
+	waitErr := l.raw.Read(func(uintptr) bool {
+		m, ok, err = l.channel.Receive()
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	if waitErr != nil {
+		return privsep.Message{}, false, nil // closed on this side
+	}
+	return m, ok, err
+}
+
+// close ends the link and what is queued on it. The partner sees an end of
+// file.
+func (l *link) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	l.closed = true
+	for _, m := range l.queue {
+		closeAll(m.FDs)
+	}
+	l.queue = nil
+	close(l.filled)
+	l.file.Close()
+}

@@ -1,0 +1,187 @@
+package binder
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"socketbox/internal/config"
+	"socketbox/internal/listen"
+)
+
+// openListeners returns a listening socket for each configured listener:
+// inherited by LISTEN_FDS (sd_listen_fds(3)) where one fits, else bound now.
+// All failures are reported together. Inherited sockets that no listener asks
+// for are listeners of their own, unless there is a configuration file.
+func openListeners(cfg *config.Config, h *handover) ([]int, error) {
+	inherited, err := inheritedSockets()
+	if err != nil {
+		return nil, err
+	}
+	fds, err := openMissing(cfg.Descriptions(), inherited)
+	if err != nil {
+		return nil, err
+	}
+	for _, in := range inherited {
+		if in.used {
+			continue
+		}
+		if h.Options.Config != "" {
+			h.Warnings = append(h.Warnings, fmt.Sprintf("inherited socket %s is in no [[listener]]: closed", in.d))
+			unix.Close(in.fd)
+			continue
+		}
+		h.Inherited = append(h.Inherited, in.d)
+		fds = append(fds, in.fd)
+	}
+	if len(fds) == 0 {
+		return nil, withHint(errors.New("nothing to listen on"), "socketbox bind --listen :8080, or a [[listener]] in the configuration")
+	}
+	return fds, nil
+}
+
+// inherited is a socket that came by LISTEN_FDS.
+type inherited struct {
+	fd   int
+	d    listen.Description
+	used bool
+}
+
+// inheritedSockets takes the sockets that a service manager passed:
+// $LISTEN_FDS descriptors from 3 on, if $LISTEN_PID is this process, named by
+// $LISTEN_FDNAMES. The variables are removed: what this process executes is
+// not meant by them.
+//
+// (go-systemd's activation package would do, but brings crypto/tls and its
+// self-tests into every process of the suite: docs/decisions.)
+func inheritedSockets() ([]*inherited, error) {
+	pid, count, names := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS"), strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
+	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		os.Unsetenv(name)
+	}
+	n, err := strconv.Atoi(count)
+	if pid != strconv.Itoa(os.Getpid()) || err != nil || n < 1 {
+		return nil, nil
+	}
+	var found []*inherited
+	var problems []error
+	for i := range n {
+		fd := firstInherited + i
+		unix.CloseOnExec(fd)
+		d, err := listen.Describe(fd)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("inherited socket %d: %w", fd, err))
+			continue
+		}
+		if i < len(names) && listen.CheckName(names[i]) == nil && names[i] != "unknown" {
+			d.Name = names[i]
+		}
+		found = append(found, &inherited{fd: fd, d: d})
+	}
+	return found, errors.Join(problems...)
+}
+
+// firstInherited is SD_LISTEN_FDS_START.
+const firstInherited = 3
+
+// openMissing opens ds, each from the inherited sockets if it is among them.
+func openMissing(ds []listen.Description, inherited []*inherited) ([]int, error) {
+	fds := make([]int, len(ds))
+	var missing []listen.Description
+	var where []int
+	for i, d := range ds {
+		if in := findInherited(inherited, d); in != nil {
+			in.used = true
+			fds[i] = in.fd
+			if err := unix.SetNonblock(in.fd, true); err != nil {
+				return nil, fmt.Errorf("inherited socket %s: %w", d, err)
+			}
+			continue
+		}
+		missing, where = append(missing, d), append(where, i)
+	}
+	opened, err := listen.OpenAll(missing)
+	if err != nil {
+		return nil, err
+	}
+	for k, fd := range opened {
+		fds[where[k]] = fd
+	}
+	return fds, nil
+}
+
+func findInherited(inherited []*inherited, d listen.Description) *inherited {
+	for _, in := range inherited {
+		if !in.used && listen.Matches(in.fd, d) == nil {
+			return in
+		}
+	}
+	return nil
+}
+
+// controlPath is where the control socket of the main socket directory dir
+// is: beside it, never in it.
+func controlPath(dir string) string { return filepath.Clean(dir) + ".control" }
+
+// controlBacklog bounds commands that wait to be let in.
+const controlBacklog = 16
+
+// bindControl binds the control socket. A second instance on the same
+// directory takes a name with its process id; sockets that dead instances
+// left are removed.
+func bindControl(dir string, a account) (fd int, path string, err error) {
+	path = controlPath(dir)
+	leftovers, _ := filepath.Glob(path + ".*")
+	for _, left := range leftovers {
+		removeDead(left)
+	}
+	if !removeDead(path) {
+		path += "." + strconv.Itoa(os.Getpid())
+	}
+	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, "", os.NewSyscallError("socket", err)
+	}
+	old := unix.Umask(0o117)
+	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	unix.Umask(old)
+	if err != nil {
+		unix.Close(fd)
+		return -1, "", fmt.Errorf("bind control socket %s: %w", path, err)
+	}
+	if !a.keep {
+		err = unix.Lchown(path, 0, a.gid)
+	}
+	if err == nil {
+		err = unix.Listen(fd, controlBacklog)
+	}
+	if err != nil {
+		unix.Unlink(path)
+		unix.Close(fd)
+		return -1, "", fmt.Errorf("control socket %s: %w", path, err)
+	}
+	return fd, path, nil
+}
+
+// removeDead unlinks the control socket at path if nobody answers there. It
+// returns false if somebody does, or the file is something else.
+func removeDead(path string) bool {
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) != nil {
+		return true
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return false
+	}
+	fd, err := dialControl(path)
+	if err == nil {
+		unix.Close(fd)
+		return false
+	}
+	return errors.Is(err, unix.ECONNREFUSED) && unix.Unlink(path) == nil
+}

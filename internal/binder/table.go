@@ -1,0 +1,179 @@
+package binder
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"socketbox/internal/config"
+	"socketbox/internal/dispatch"
+	"socketbox/internal/listen"
+	"socketbox/internal/privsep"
+	"socketbox/internal/rule"
+)
+
+// listener is a listening socket that the binder owns.
+type listener struct {
+	id          uint32 // for the dispatcher, never used twice
+	description listen.Description
+	fd          int
+	base        dispatch.Counts // under earlier tables
+}
+
+// table is a configuration made ready to be installed: what is in force, or
+// what a reload wants to put in force. Start-up and reload differ in nothing
+// but where the first one comes from.
+type table struct {
+	id           uint32
+	cfg          *config.Config
+	plan         *dispatch.Plan
+	destinations []config.Destination
+	listeners    []*listener
+	planFD       int
+	countersFD   int
+	counters     *dispatch.Counters
+	targetBase   map[string]dispatch.Counts
+}
+
+// makeTable compiles cfg for the given listeners, in the same order. The
+// caller owns the table and closes it.
+func (b *binder) makeTable(cfg *config.Config, listeners []*listener) (*table, error) {
+	rules, destinations, err := cfg.Table()
+	if err != nil {
+		return nil, err
+	}
+	b.lastTable++
+	t := &table{id: b.lastTable, cfg: cfg, destinations: destinations, listeners: listeners, planFD: -1, countersFD: -1}
+	t.plan = &dispatch.Plan{
+		LogLevel: b.h.Options.LogLevel, LogFormat: b.h.Options.LogFormat, LogConnections: b.h.Options.LogConnections,
+		HoldTotal: holdTotal(cfg), Table: rules,
+	}
+	for _, l := range listeners {
+		t.plan.Listeners = append(t.plan.Listeners, planOf(l))
+	}
+	if err := t.makeFiles(); err != nil {
+		t.close()
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *table) makeFiles() error {
+	encoded, err := t.plan.Encode()
+	if err != nil {
+		return fmt.Errorf("encode the table: %w", err)
+	}
+	if len(encoded) > dispatch.MaxPlan {
+		return fmt.Errorf("the table takes %d bytes, at most %d", len(encoded), dispatch.MaxPlan)
+	}
+	if t.planFD, err = privsep.SealedFile(encoded); err != nil {
+		return err
+	}
+	if t.countersFD, err = dispatch.NewCountersFile(t.plan); err != nil {
+		return err
+	}
+	t.counters, err = dispatch.MapCounters(t.plan, t.countersFD)
+	return err
+}
+
+func (t *table) close() {
+	for _, fd := range []int{t.planFD, t.countersFD} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+	t.counters.Unmap()
+}
+
+// names returns the listeners' names as the resolver needs them.
+func (t *table) names() []string {
+	var names []string
+	for _, l := range t.listeners {
+		names = append(names, l.description.Name)
+	}
+	return names
+}
+
+// planOf says what the dispatcher needs to know of a listener.
+func planOf(l *listener) dispatch.ListenerPlan {
+	d := l.description
+	p := dispatch.ListenerPlan{ID: l.id, Name: d.Name, Port: d.Port, Address: d.Address.Unmap().WithZone("")}
+	switch {
+	case d.Network == "unix":
+		p.Family, p.Address = privsep.Unix, netip.Addr{}
+	case d.Both:
+		p.Address = netip.Addr{}
+	case d.Address.Unmap().Is4():
+		p.Family = privsep.IPv4
+	default:
+		p.Family = privsep.IPv6
+	}
+	if d.Transparent {
+		p.Port, p.Address = 0, netip.Addr{} // TPROXY delivers any port and address
+	}
+	return p
+}
+
+// holdTotal is hold_total, by default half of RLIMIT_NOFILE: the rest is for
+// listeners, sinks and what is in hand.
+func holdTotal(cfg *config.Config) int {
+	if cfg.HoldTotal > 0 {
+		return cfg.HoldTotal
+	}
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return rule.MaxListeners
+	}
+	return int(min(lim.Cur/2, 1<<20))
+}
+
+// sendTable gives a verified dispatcher all listeners and the table. From
+// here on the resolver answers for the new one.
+func (b *binder) sendTable(c *child, t *table) error {
+	for _, l := range t.listeners {
+		fd, err := duplicate(l.fd)
+		if err != nil {
+			return err
+		}
+		c.link.send(privsep.Message{Kind: privsep.Listener, Table: t.id, ID: l.id, FDs: []int{fd}})
+	}
+	plan, err := duplicate(t.planFD)
+	if err != nil {
+		return err
+	}
+	counters, err := duplicate(t.countersFD)
+	if err != nil {
+		unix.Close(plan)
+		return err
+	}
+	c.sent = t.id
+	c.link.send(privsep.Message{Kind: privsep.Table, Table: t.id, ID: t.id, FDs: []int{plan, counters}})
+	b.resolver.send = c.link.send
+	b.resolver.reset(t.id, t.destinations, t.names())
+	return nil
+}
+
+func duplicate(fd int) (int, error) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("duplicate a descriptor: %w", err)
+	}
+	return dup, nil
+}
+
+// targetPath shows where a target leads, for status and check.
+func targetPath(d config.Destination) string {
+	if len(d.Sockets) == 0 {
+		return ""
+	}
+	return filepath.Clean(d.Sockets[0].String()) + dirMark(d.Sockets[0])
+}
+
+func dirMark(t rule.Template) string {
+	if t.IsDir() {
+		return "/"
+	}
+	return ""
+}

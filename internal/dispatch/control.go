@@ -1,0 +1,102 @@
+package dispatch
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"socketbox/internal/privsep"
+)
+
+// handleControl reads what the binder says and sends what waits for it. A
+// message out of place means that this process and the binder no longer
+// agree: that is fatal, and the binder starts another dispatcher.
+func (w *worker) handleControl(events uint32) error {
+	if events&unix.EPOLLOUT != 0 {
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
+	for {
+		m, ok, err := w.control.Receive()
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case err != nil:
+			return fmt.Errorf("read the binder's message: %w", err)
+		case !ok:
+			return errEnd
+		}
+		if err := w.obey(m); err != nil {
+			return err
+		}
+	}
+}
+
+// obey carries out one message of the binder; it owns the message's
+// descriptors.
+func (w *worker) obey(m privsep.Message) error {
+	switch m.Kind {
+	case privsep.Listener:
+		if old, ok := w.stash[m.ID]; ok {
+			unix.Close(old)
+		}
+		w.stash[m.ID] = m.FDs[0]
+	case privsep.Table:
+		w.install(m)
+	case privsep.Route:
+		w.routeMessage(m)
+	case privsep.Sink:
+		w.sinkMessage(m)
+	case privsep.Drain:
+		w.drain()
+	default:
+		return fmt.Errorf("%w: type %d", privsep.ErrProtocol, m.Kind)
+	}
+	return nil
+}
+
+// tell sends m to the binder, now or as soon as there is room.
+func (w *worker) tell(m privsep.Message) {
+	m.Table = w.table
+	if len(w.outbox) == 0 {
+		err := w.control.Send(m)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, unix.EAGAIN) {
+			return // the binder is gone; the end of file ends this process
+		}
+		w.watch(unix.EPOLL_CTL_MOD, w.control.FD, unix.EPOLLIN|unix.EPOLLOUT, aboutControl, 0)
+	}
+	if len(w.outbox) < maxOutbox {
+		w.outbox = append(w.outbox, m)
+	}
+}
+
+// flush sends from the outbox until the pair is full again.
+func (w *worker) flush() error {
+	for len(w.outbox) > 0 {
+		err := w.control.Send(w.outbox[0])
+		if errors.Is(err, unix.EAGAIN) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("write to the binder: %w", err)
+		}
+		w.outbox = w.outbox[1:]
+	}
+	w.outbox = nil
+	return w.watch(unix.EPOLL_CTL_MOD, w.control.FD, unix.EPOLLIN, aboutControl, 0)
+}
+
+// drain takes what is in the backlogs, closes the listeners, and leaves it to
+// run to end once nothing waits.
+func (w *worker) drain() {
+	w.draining = true
+	for _, l := range w.listeners {
+		w.retire(l)
+	}
+	clear(w.listeners)
+}

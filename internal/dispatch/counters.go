@@ -1,0 +1,158 @@
+package dispatch
+
+import (
+	"fmt"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Counts are the numbers kept for one listener, rule or target. Each
+// connection that was accepted is in exactly one of Delivered, Rejected,
+// Failed and Waiting.
+type Counts struct {
+	Accepted  uint64 `json:"accepted"`
+	Delivered uint64 `json:"delivered"`
+	Held      uint64 `json:"held"`     // had to wait before it was delivered or failed
+	Waiting   uint64 `json:"waiting"`  // now
+	Rejected  uint64 `json:"rejected"` // by a rule
+	Failed    uint64 `json:"failed"`   // reset because its target could not take it
+	_         [2]uint64
+}
+
+// Add returns the sum of two counts.
+func (c Counts) Add(o Counts) Counts {
+	return Counts{
+		Accepted: c.Accepted + o.Accepted, Delivered: c.Delivered + o.Delivered, Held: c.Held + o.Held,
+		Waiting: c.Waiting + o.Waiting, Rejected: c.Rejected + o.Rejected, Failed: c.Failed + o.Failed,
+	}
+}
+
+const countsSize = int(unsafe.Sizeof(Counts{}))
+
+// Counters is a table of Counts in a memory file that a dispatcher writes and
+// the binder reads: it outlives the dispatcher. In order: listeners, "no
+// rule", rules, targets.
+type Counters struct {
+	all       []Counts
+	listeners int
+	rules     int
+}
+
+// slots returns how many Counts a plan needs.
+func (p *Plan) slots() int {
+	return len(p.Listeners) + 1 + len(p.Table.Rules) + len(p.Table.Targets)
+}
+
+// NewCountersFile returns a memory file with room for the counters of p, whose
+// size can't change any more. The caller owns it.
+func NewCountersFile(p *Plan) (int, error) {
+	fd, err := unix.MemfdCreate("socketbox-counters", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return -1, fmt.Errorf("memfd_create: %w", err)
+	}
+	if err := unix.Ftruncate(fd, int64(p.slots()*countsSize)); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("size the counters: %w", err)
+	}
+	const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("seal the counters: %w", err)
+	}
+	return fd, nil
+}
+
+// MapCounters maps the counters of p from fd, which stays the caller's.
+func MapCounters(p *Plan, fd int) (*Counters, error) {
+	size := p.slots() * countsSize
+	if seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0); err != nil || seals&unix.F_SEAL_SHRINK == 0 {
+		return nil, fmt.Errorf("map counters: the file is not sealed (%w)", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Size != int64(size) {
+		return nil, fmt.Errorf("map counters: %d bytes, not %d (%w)", st.Size, size, err)
+	}
+	b, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map counters: %w", err)
+	}
+	return &Counters{
+		all:       unsafe.Slice((*Counts)(unsafe.Pointer(&b[0])), p.slots()),
+		listeners: len(p.Listeners), rules: len(p.Table.Rules),
+	}, nil
+}
+
+// Unmap ends the mapping; the counters can't be used any more.
+func (c *Counters) Unmap() {
+	if c == nil || len(c.all) == 0 {
+		return
+	}
+	unix.Munmap(unsafe.Slice((*byte)(unsafe.Pointer(&c.all[0])), len(c.all)*countsSize))
+	c.all = nil
+}
+
+// Listener returns the counts of listener i of the plan.
+func (c *Counters) Listener(i int) *Counts { return &c.all[i] }
+
+// Rule returns the counts of rule i; -1 is "no rule took it".
+func (c *Counters) Rule(i int) *Counts { return &c.all[c.listeners+1+i] }
+
+// Target returns the counts of target i.
+func (c *Counters) Target(i int) *Counts { return &c.all[c.listeners+1+c.rules+i] }
+
+// Snapshot reads the counts while the dispatcher goes on writing them.
+func (c *Counts) Snapshot() Counts {
+	return Counts{
+		Accepted: atomic.LoadUint64(&c.Accepted), Delivered: atomic.LoadUint64(&c.Delivered),
+		Held: atomic.LoadUint64(&c.Held), Waiting: atomic.LoadUint64(&c.Waiting),
+		Rejected: atomic.LoadUint64(&c.Rejected), Failed: atomic.LoadUint64(&c.Failed),
+	}
+}
+
+// settle counts what an earlier dispatcher held when it died as failed: the
+// kernel reset it.
+func (c *Counters) settle() {
+	for i := range c.all {
+		c.all[i].Failed += c.all[i].Waiting
+		c.all[i].Waiting = 0
+	}
+}
+
+// tally is the three counts that one connection moves.
+type tally [3]*Counts
+
+func (t *tally) accepted() {
+	for _, c := range t {
+		c.Accepted++
+	}
+}
+
+func (t *tally) delivered() {
+	for _, c := range t {
+		c.Delivered++
+	}
+}
+
+func (t *tally) rejected() {
+	for _, c := range t {
+		c.Rejected++
+	}
+}
+
+func (t *tally) failed() {
+	for _, c := range t {
+		c.Failed++
+	}
+}
+
+// waits counts a connection that begins (+1) or ends (-1) to wait.
+func (t *tally) waits(delta int) {
+	for _, c := range t {
+		c.Waiting += uint64(delta)
+		if delta > 0 {
+			c.Held++
+		}
+	}
+}

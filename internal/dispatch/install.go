@@ -1,0 +1,237 @@
+package dispatch
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"socketbox/internal/privsep"
+	"socketbox/internal/rule"
+)
+
+// maxBacklog bounds what retire takes off one listener: twice the largest
+// backlog in use, so that a flood can't keep a retiring listener for ever.
+const maxBacklog = 1 << 16
+
+// install puts table m.ID in force; start-up is the first time. Whatever is
+// wrong with it leaves the old table in force, and the binder is told. It
+// owns m.FDs: the plan and the counters.
+func (w *worker) install(m privsep.Message) {
+	defer unix.Close(m.FDs[0])
+	defer unix.Close(m.FDs[1])
+	plan, counters, err := w.readPlan(m.FDs[0], m.FDs[1])
+	refused := uint32(0)
+	if err == nil {
+		w.log = w.setLog(plan)
+		w.swap(m.ID, plan, counters)
+	} else {
+		refused = 1
+		w.log.Error("table refused", "table", m.ID, "reason", err)
+	}
+	for id, fd := range w.stash {
+		unix.Close(fd) // not in the table that it was sent for
+		delete(w.stash, id)
+	}
+	w.tell(privsep.Message{Kind: privsep.Installed, ID: m.ID, Value: refused})
+	if err == nil {
+		w.askAhead()
+	}
+	w.trim()
+}
+
+func (w *worker) readPlan(planFD, countersFD int) (*Plan, *Counters, error) {
+	b, err := privsep.ReadFile(planFD, MaxPlan)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read plan: %w", err)
+	}
+	plan, err := DecodePlan(b)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, l := range plan.Listeners {
+		if w.stash[l.ID] == 0 && w.listeners[l.ID] == nil {
+			return nil, nil, fmt.Errorf("no descriptor came for listener %s", l.Name)
+		}
+	}
+	counters, err := MapCounters(plan, countersFD)
+	return plan, counters, err
+}
+
+// swap replaces the old table by a complete new one. Connections on hold are
+// looked up anew; listeners that are in both tables go on as they are.
+func (w *worker) swap(id uint32, plan *Plan, counters *Counters) {
+	stay := map[uint32]bool{}
+	for _, l := range plan.Listeners {
+		stay[l.ID] = true
+	}
+	for lid, l := range w.listeners {
+		if !stay[lid] {
+			w.retire(l)
+			delete(w.listeners, lid)
+		}
+	}
+	waiting := w.takeAll()
+	w.counters.Unmap()
+	counters.settle()
+	w.table, w.plan, w.counters, w.rules = id, plan, counters, plan.Table.Compile()
+	for i, p := range plan.Listeners {
+		w.adopt(i, p)
+	}
+	for _, c := range waiting {
+		w.replace(c)
+	}
+}
+
+// takeAll empties all sinks and forgets them and all routes.
+func (w *worker) takeAll() []connection {
+	var all []connection
+	for s := range w.holding {
+		all = append(all, s.queue.take(nil)...)
+		for _, l := range s.paused {
+			w.resume(l)
+		}
+		s.paused = nil
+	}
+	for _, s := range w.sinks {
+		w.disconnect(s)
+	}
+	clear(w.sinks)
+	clear(w.holding)
+	clear(w.routes)
+	clear(w.routeByID)
+	w.waiting = 0
+	return all
+}
+
+// adopt makes listener p of the plan the one at index i.
+func (w *worker) adopt(i int, p ListenerPlan) {
+	old := w.listeners[p.ID]
+	fd := w.stash[p.ID]
+	delete(w.stash, p.ID)
+	if old != nil {
+		if fd != 0 {
+			unix.Close(fd)
+		}
+		fd = old.fd
+	}
+	l := newListener(p, fd, i)
+	l.asks = w.asksLocal(l)
+	w.listeners[p.ID] = l
+	if old != nil {
+		l.paused = old.paused
+		for j, e := range w.exhausted {
+			if e == old {
+				w.exhausted[j] = l
+			}
+		}
+	} else if err := w.watch(unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN, aboutListener, p.ID); err != nil {
+		w.log.Error("can't watch listener", "listener", p.Name, "reason", err)
+	}
+	w.connectDirect(l)
+}
+
+// asksLocal says whether the address that a client dialled matters and is not
+// known from the listener.
+func (w *worker) asksLocal(l *listener) bool {
+	if l.Family == privsep.Unix {
+		return false
+	}
+	if l.Port == 0 {
+		return true
+	}
+	if l.Address.IsValid() && !l.Address.IsUnspecified() {
+		return false
+	}
+	for _, t := range w.plan.Table.Targets {
+		if t.Keys&rule.KeyLocal != 0 {
+			return true
+		}
+	}
+	return w.rules.NeedsLocal(l.index)
+}
+
+// connectDirect gives l its routes where no rule has to be asked: one rule
+// without conditions takes everything, or none can take anything.
+func (w *worker) connectDirect(l *listener) {
+	index, ok := soleRule(w.plan.Table, l.index)
+	if !ok {
+		return
+	}
+	c := connection{l: l, facts: rule.Conn{Listener: l.index, Port: l.Port, Local: l.Address}}
+	if index >= 0 {
+		c.target = w.plan.Table.Rules[index].Target
+	}
+	keys := w.plan.Table.Targets[c.target].Keys
+	if keys&(rule.KeyLocal|rule.KeyRemote) != 0 || keys&rule.KeyPort != 0 && l.Port == 0 && l.Family != privsep.Unix {
+		return
+	}
+	l.sole = index
+	for _, c.family = range l.families() {
+		r := w.routeFor(w.keyOf(&c))
+		r.direct = true
+		l.direct[c.family] = r
+	}
+}
+
+// soleRule returns the rule that takes every connection of a listener, -1 if
+// none can take any; ok is false if that depends on the connection.
+func soleRule(t *rule.Table, listener int) (index int, ok bool) {
+	for i := range t.Rules {
+		r := &t.Rules[i]
+		if r.Listeners != nil && !contains(r.Listeners, listener) {
+			continue
+		}
+		return i, r.Local == nil && r.Remote == nil && r.Ports == nil && !r.Reject
+	}
+	return -1, true
+}
+
+func contains(list []int, v int) bool {
+	for _, x := range list {
+		if x == v {
+			return true
+		}
+	}
+	return false
+}
+
+// askAhead resolves all direct routes before the first client needs them, so
+// that a listener with one target knows it.
+func (w *worker) askAhead() {
+	for _, r := range w.routes {
+		if r.direct {
+			w.ask(r)
+		}
+	}
+}
+
+// replace sends a connection that waited under the old table on its way under
+// the new one. Its hold begins anew.
+func (w *worker) replace(c connection) {
+	if l := w.listeners[c.l.ID]; l != nil {
+		c.l = l
+	} else {
+		c.facts.Listener = -1 // removed: only rules for any listener fit
+	}
+	if c.facts.Listener >= 0 {
+		c.facts.Listener = c.l.index
+	}
+	if w.choose(&c) {
+		w.place(c, w.tally(&c))
+	}
+}
+
+// retire takes what is in the backlog of l, so that nobody who was let in is
+// lost, and closes it.
+func (w *worker) retire(l *listener) {
+	for range maxBacklog {
+		if !w.serveOne(l) {
+			break
+		}
+	}
+	if l.paused == 0 {
+		w.watch(unix.EPOLL_CTL_DEL, l.fd, 0, aboutListener, l.ID)
+	}
+	unix.Close(l.fd)
+	l.paused++ // nothing resumes it
+}

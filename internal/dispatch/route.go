@@ -1,0 +1,242 @@
+package dispatch
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"socketbox/internal/privsep"
+	"socketbox/internal/rule"
+)
+
+// maxRoutes bounds what a scan of a large prefix can make a dispatcher
+// remember; beyond it, routes without a waiting connection are forgotten.
+const maxRoutes = 8192
+
+// route is where connections with the same key go. Until the binder has
+// answered, its sink is one of its own that nobody receives on.
+type route struct {
+	id     uint32
+	key    privsep.Key
+	sink   *sink
+	asked  bool
+	direct bool // some listener points at it
+}
+
+// connection is one that was accepted and has not left yet.
+type connection struct {
+	fd     int
+	l      *listener
+	family privsep.Family
+	mapped bool
+	rule   int // -1: none
+	target int
+	facts  rule.Conn
+	since  time.Time // when it was held
+	route  *route
+}
+
+// take owns fd, a connection of l that has just been accepted.
+func (w *worker) take(l *listener, fd int) {
+	family, mapped := w.peerFamily()
+	if mapped && unmap(fd) {
+		mapped = false
+	}
+	c := connection{fd: fd, l: l, family: family, mapped: mapped, rule: l.sole}
+	if r := l.direct[family]; r != nil && !w.plan.LogConnections {
+		c.target, c.route = int(r.key.Target), r
+	} else {
+		c.facts = w.facts(l, fd)
+		if !w.choose(&c) {
+			return
+		}
+	}
+	t := w.tally(&c)
+	t.accepted()
+	w.place(c, t)
+}
+
+// choose finds the rule and the route of a connection. A connection that a
+// rule rejects is reset, counted, and gone: choose returns false.
+func (w *worker) choose(c *connection) bool {
+	c.rule, c.target = -1, 0
+	if i, ok := w.rules.Lookup(&c.facts); ok {
+		c.rule = i
+		if r := &w.plan.Table.Rules[i]; r.Reject {
+			t := w.tally(c)
+			if c.since.IsZero() {
+				t.accepted()
+			}
+			t.rejected()
+			w.logConnection(c, "rejected")
+			reset(c.fd)
+			return false
+		}
+		c.target = w.plan.Table.Rules[i].Target
+	}
+	c.route = w.routeFor(w.keyOf(c))
+	return true
+}
+
+// keyOf returns the facts that choose the resolved path of c's target.
+func (w *worker) keyOf(c *connection) privsep.Key {
+	keys := w.plan.Table.Targets[c.target].Keys
+	k := privsep.Key{Target: uint32(c.target)}
+	if keys&rule.KeyPort != 0 {
+		k.Port = c.facts.Port
+	}
+	if keys&rule.KeyFamily != 0 {
+		k.Family = c.family
+	}
+	if keys&rule.KeyListener != 0 {
+		k.Listener = uint32(c.l.index) + 1
+	}
+	if keys&rule.KeyLocal != 0 {
+		k.Local = c.facts.Local
+	}
+	if keys&rule.KeyRemote != 0 {
+		k.Remote = c.facts.Remote
+	}
+	return k
+}
+
+// routeFor returns the route with key k, a new one if there is none yet.
+func (w *worker) routeFor(k privsep.Key) *route {
+	if r := w.routes[k]; r != nil {
+		return r
+	}
+	if len(w.routes) >= maxRoutes {
+		w.forgetRoute()
+	}
+	w.lastRoute++
+	r := &route{id: w.lastRoute, key: k}
+	w.assign(r, newSink(0))
+	w.routes[k], w.routeByID[r.id] = r, r
+	return r
+}
+
+// ask has the binder resolve r, once.
+func (w *worker) ask(r *route) {
+	if !r.asked {
+		r.asked = true
+		w.tell(privsep.Message{Kind: privsep.Want, ID: r.id, Key: r.key})
+	}
+}
+
+// assign makes s the sink of r. A sink that loses its last route is closed.
+func (w *worker) assign(r *route, s *sink) {
+	old := r.sink
+	r.sink = s
+	s.routes++
+	if old == nil || old == s {
+		if old == s {
+			s.routes--
+		}
+		return
+	}
+	if old.routes--; old.routes == 0 {
+		w.closeSink(old)
+	}
+}
+
+// forgetRoute drops one route that nothing waits for; the binder is told. It
+// takes what the map yields first, which is as good as any where thousands of
+// keys are seen once.
+func (w *worker) forgetRoute() {
+	for _, r := range w.routes {
+		if !r.direct && r.sink.queue.len() == 0 {
+			w.dropRoute(r)
+			w.tell(privsep.Message{Kind: privsep.Drop, ID: r.id})
+			return
+		}
+	}
+}
+
+func (w *worker) dropRoute(r *route) {
+	delete(w.routes, r.key)
+	delete(w.routeByID, r.id)
+	if r.sink.routes--; r.sink.routes == 0 {
+		w.closeSink(r.sink)
+	}
+}
+
+// tally returns the counts that c moves. A listener that a reload removed has
+// none of its own any more.
+func (w *worker) tally(c *connection) *tally {
+	w.counts = tally{&w.orphans, w.counters.Rule(c.rule), w.counters.Target(c.target)}
+	if w.listeners[c.l.ID] == c.l {
+		w.counts[0] = w.counters.Listener(c.l.index)
+	}
+	return &w.counts
+}
+
+// solo says whether everything that l accepts goes to s: then l need not
+// accept while s can't take, and the kernel's backlog holds the clients.
+func (l *listener) solo(s *sink) bool {
+	for _, f := range l.families() {
+		if r := l.direct[f]; r == nil || r.sink != s {
+			return false
+		}
+	}
+	return s.id != 0
+}
+
+// routeMessage obeys the binder: route m.ID goes to sink m.Value.
+func (w *worker) routeMessage(m privsep.Message) {
+	r := w.routeByID[m.ID]
+	if r == nil {
+		return // forgotten meanwhile
+	}
+	if m.Value == 0 {
+		w.noTarget(r)
+		return
+	}
+	s := w.sinks[m.Value]
+	if s == nil {
+		w.log.Error("the binder names a sink that is not there", "sink", m.Value)
+		return
+	}
+	old := r.sink
+	moved := old.queue.take(r)
+	if s.since.IsZero() && s.state == privsep.Absent {
+		s.since = old.since
+	}
+	w.settle(old)
+	w.assign(r, s)
+	w.release(old)
+	for i := range moved {
+		w.enqueue(s, moved[i])
+	}
+	w.pump(s)
+}
+
+// release resumes the listeners that paused for s and now serve others too.
+func (w *worker) release(s *sink) {
+	stay := s.paused[:0]
+	for _, l := range s.paused {
+		if l.solo(s) {
+			stay = append(stay, l)
+		} else {
+			w.resume(l)
+		}
+	}
+	s.paused = stay
+}
+
+// noTarget resets what waits on r: its directory does not exist. The next
+// connection asks again.
+func (w *worker) noTarget(r *route) {
+	old := r.sink
+	moved := old.queue.take(r)
+	w.settle(old)
+	r.asked = false
+	w.assign(r, newSink(0))
+	w.release(old)
+	for i := range moved {
+		w.leave(&moved[i])
+		w.fail(&moved[i], "no such socket directory", unix.ENOENT)
+	}
+	if !r.direct {
+		w.dropRoute(r)
+	}
+}

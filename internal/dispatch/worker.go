@@ -1,0 +1,243 @@
+package dispatch
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"socketbox/internal/privsep"
+	"socketbox/internal/rule"
+)
+
+// worker is the whole state of a dispatcher.
+type worker struct {
+	epoll   int
+	control privsep.Channel
+	outbox  []privsep.Message // waits for room in the control pair
+	log     *slog.Logger
+	setLog  func(*Plan) *slog.Logger
+
+	table     uint32
+	plan      *Plan
+	rules     *rule.Compiled
+	counters  *Counters
+	listeners map[uint32]*listener
+	stash     map[uint32]int // descriptors for the next table, by listener ID
+
+	routes     map[privsep.Key]*route
+	routeByID  map[uint32]*route
+	lastRoute  uint32
+	sinks      map[uint32]*sink
+	holding    map[*sink]struct{} // sinks with connections on hold
+	waiting    int                // connections on hold in all
+	exhausted  []*listener        // paused because descriptors ran out
+	draining   bool
+	nextSweep  time.Time
+	hurry      bool   // something is to be tried again at the next retry
+	trim       func() // gives back memory that only start-up and reloads need
+	complaints map[string]*complaint
+	counts     tally  // of the connection in hand
+	orphans    Counts // of listeners that a reload removed
+
+	busy        bool // the last wait found something
+	peer, local unix.RawSockaddrAny
+	peerLen     uint32
+	events      [64]unix.EpollEvent
+}
+
+// What an epoll event is about, in the upper half of its data; the lower half
+// is the ID.
+const (
+	aboutControl = iota
+	aboutListener
+	aboutSink
+)
+
+const (
+	// batch bounds how many connections one listener gets served before the
+	// others are looked at.
+	batch = 64
+	// sweepEvery is the resolution of hold.time and hold.busy, retryEvery the
+	// pause before the kernel is tried again after it ran out of something.
+	sweepEvery = 50 * time.Millisecond
+	retryEvery = 10 * time.Millisecond
+	// busyWait is how long, in milliseconds, a wait may keep the processor.
+	busyWait = 2
+	// maxOutbox bounds messages to the binder that wait: two per route.
+	maxOutbox = 2 * maxRoutes
+)
+
+// errEnd ends the worker in good order.
+var errEnd = errors.New("the binder has ended")
+
+func newWorker(control privsep.Channel, setLog func(*Plan) *slog.Logger) (*worker, error) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("epoll_create1: %w", err)
+	}
+	w := &worker{
+		epoll: epoll, control: control, setLog: setLog, log: setLog(&Plan{}),
+		listeners: map[uint32]*listener{}, stash: map[uint32]int{},
+		routes: map[privsep.Key]*route{}, routeByID: map[uint32]*route{},
+		trim:  func() {},
+		sinks: map[uint32]*sink{}, holding: map[*sink]struct{}{},
+		complaints: map[string]*complaint{},
+	}
+	return w, w.watch(unix.EPOLL_CTL_ADD, control.FD, unix.EPOLLIN, aboutControl, 0)
+}
+
+// run works until the binder ends or says so.
+func (w *worker) run() error {
+	for {
+		n, err := w.wait()
+		if err != nil {
+			return err
+		}
+		for i := range n {
+			if err := w.handle(&w.events[i]); err != nil {
+				return err
+			}
+		}
+		if w.hurry || len(w.holding) > 0 {
+			w.sweep(time.Now())
+		}
+		if w.draining && w.waiting == 0 {
+			w.tell(privsep.Message{Kind: privsep.Drained})
+			return errEnd
+		}
+	}
+}
+
+// wait blocks until something is ready or the next sweep is due.
+//
+// While connections keep coming it waits without telling the Go scheduler,
+// which would otherwise have its monitor thread take the processor away and
+// wake others at every wait: a tenth of the CPU per connection. Such a wait is
+// short, and the scheduler's preemption signal ends it early. As soon as
+// nothing came, the wait goes through the scheduler.
+func (w *worker) wait() (int, error) {
+	timeout := -1
+	if w.hurry {
+		timeout = int(retryEvery / time.Millisecond)
+	} else if len(w.holding) > 0 {
+		timeout = int(sweepEvery / time.Millisecond)
+	}
+	if w.busy {
+		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(w.epoll), uintptr(unsafe.Pointer(&w.events)),
+			uintptr(len(w.events)), busyWait, 0, 0)
+		if w.busy = errno == 0 && n > 0; w.busy {
+			return int(n), nil
+		}
+	}
+	n, err := unix.EpollWait(w.epoll, w.events[:], timeout)
+	w.busy = n > 0
+	if err == unix.EINTR {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("epoll_wait: %w", err)
+	}
+	return n, nil
+}
+
+func (w *worker) handle(e *unix.EpollEvent) error {
+	id := uint32(e.Fd)
+	switch e.Pad {
+	case aboutControl:
+		return w.handleControl(e.Events)
+	case aboutListener:
+		if l := w.listeners[id]; l != nil && l.paused == 0 {
+			w.serve(l)
+		}
+	case aboutSink:
+		if s := w.sinks[id]; s != nil {
+			w.pump(s)
+		}
+	}
+	return nil
+}
+
+// watch changes the epoll set.
+func (w *worker) watch(op, fd int, events uint32, about int32, id uint32) error {
+	e := unix.EpollEvent{Events: events, Fd: int32(id), Pad: about}
+	if err := unix.EpollCtl(w.epoll, op, fd, &e); err != nil {
+		return fmt.Errorf("epoll_ctl: %w", err)
+	}
+	return nil
+}
+
+// serve accepts from l until its backlog is empty, its share is used up, or
+// it has to pause.
+func (w *worker) serve(l *listener) {
+	for range batch {
+		if !w.serveOne(l) || l.paused > 0 {
+			return
+		}
+	}
+}
+
+// serveOne takes one connection off the backlog of l and sends it on its way.
+// It returns false when there is none to take now.
+func (w *worker) serveOne(l *listener) bool {
+	fd, errno := w.accept(l)
+	switch errno {
+	case 0:
+		w.take(l, fd)
+		return true
+	case unix.EAGAIN:
+		return false
+	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
+		w.complain("can't accept", l.Name, errno)
+		w.pause(l)
+		w.exhausted = append(w.exhausted, l)
+		w.hurry = true
+		return false
+	case unix.EBADF, unix.EINVAL, unix.ENOTSOCK, unix.EOPNOTSUPP, unix.EFAULT:
+		w.complain("listener is dead", l.Name, errno)
+		w.pause(l)
+		return false
+	default: // ECONNABORTED, EINTR, EPERM, network errors of that one connection (accept(2))
+		return true
+	}
+}
+
+// pause takes l out of the epoll set, so that its backlog holds the clients;
+// resume undoes one pause.
+func (w *worker) pause(l *listener) {
+	if l.paused++; l.paused == 1 {
+		w.watch(unix.EPOLL_CTL_DEL, l.fd, 0, aboutListener, l.ID)
+	}
+}
+
+func (w *worker) resume(l *listener) {
+	if l.paused--; l.paused == 0 && w.listeners[l.ID] == l {
+		w.watch(unix.EPOLL_CTL_ADD, l.fd, unix.EPOLLIN, aboutListener, l.ID)
+	}
+}
+
+// sweep retries what the kernel could not take and ends what has waited too
+// long.
+func (w *worker) sweep(now time.Time) {
+	exhausted := w.exhausted
+	w.exhausted, w.hurry = nil, false
+	for _, l := range exhausted {
+		w.resume(l)
+	}
+	for s := range w.holding {
+		if s.starved {
+			s.starved = false
+			w.pump(s)
+		}
+	}
+	if now.Before(w.nextSweep) {
+		return
+	}
+	w.nextSweep = now.Add(sweepEvery)
+	for s := range w.holding {
+		w.expire(s, now)
+	}
+}
