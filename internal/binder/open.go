@@ -74,7 +74,7 @@ func inheritedSockets() ([]*inherited, error) {
 		fd := firstInherited + i
 		unix.CloseOnExec(fd)
 		d, err := listen.Describe(fd)
-		if err != nil {
+		if err = errors.Join(err, unix.SetNonblock(fd, true)); err != nil {
 			problems = append(problems, fmt.Errorf("inherited socket %d: %w", fd, err))
 			continue
 		}
@@ -98,9 +98,6 @@ func openMissing(ds []listen.Description, inherited []*inherited) ([]int, error)
 		if in := findInherited(inherited, d); in != nil {
 			in.used = true
 			fds[i] = in.fd
-			if err := unix.SetNonblock(in.fd, true); err != nil {
-				return nil, fmt.Errorf("inherited socket %s: %w", d, err)
-			}
 			continue
 		}
 		missing, where = append(missing, d), append(where, i)

@@ -151,7 +151,9 @@ func (b *binder) matchListeners(cfg *config.Config, opened map[int]int, r *reloa
 		case brought:
 			all[i] = b.newListener(d, fd)
 			r.opened = append(r.opened, all[i])
-			if err := listen.Matches(fd, d); err != nil {
+			// A blocking listener would stop the dispatcher at its first
+			// empty backlog.
+			if err := errors.Join(listen.Matches(fd, d), unix.SetNonblock(fd, true)); err != nil {
 				problems = append(problems, fmt.Errorf("socket brought for %s: %w", d, err))
 			}
 		}

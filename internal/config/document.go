@@ -20,6 +20,10 @@ const (
 	// four parts (target.NAME.hold.time), and the parser takes seconds for
 	// millions of them.
 	maxKeyParts = 16
+
+	// maxKeys bounds the keys of one table, hence the named targets: the
+	// parser's time grows with their square. More targets than that are paths.
+	maxKeys = 4096
 )
 
 // position is a place in the file: line and byte column from 1.
@@ -61,21 +65,6 @@ func (n *node) valueOffset() uint32 {
 		return 0
 	}
 	return n.value
-}
-
-// grow returns the field with the given key. It makes one at offset where
-// there is none.
-func (n *node) grow(key *unstable.Node) *node {
-	f := n.fields[string(key.Data)]
-	if f != nil {
-		return f
-	}
-	if n.fields == nil {
-		n.fields = map[string]*node{}
-	}
-	f = &node{key: key.Raw.Offset, value: key.Raw.Offset}
-	n.fields[string(key.Data)] = f
-	return f
 }
 
 // document is a file that was parsed: its values, and the places of them all.
@@ -150,7 +139,7 @@ func (d *document) locate(text []byte) bool {
 	var p unstable.Parser
 	p.Reset(text)
 	table := &d.places
-	for p.NextExpression() {
+	for len(d.errs) == 0 && p.NextExpression() {
 		e := p.Expression()
 		switch e.Kind {
 		case unstable.Table, unstable.ArrayTable:
@@ -158,11 +147,8 @@ func (d *document) locate(text []byte) bool {
 		case unstable.KeyValue:
 			d.locateKeyValue(table, e)
 		}
-		if len(d.errs) > 0 {
-			return false
-		}
 	}
-	return true
+	return len(d.errs) == 0
 }
 
 // locateHeader returns the table that a header opens. A key that names an
@@ -171,8 +157,10 @@ func (d *document) locate(text []byte) bool {
 func (d *document) locateHeader(e *unstable.Node) *node {
 	n := &d.places
 	key := e.Key()
-	for parts := 1; key.Next() && d.shallow(parts, key.Node()); parts++ {
-		n = n.grow(key.Node())
+	for parts := 1; key.Next(); parts++ {
+		if n = d.grow(n, key.Node(), parts); n == nil {
+			return nil
+		}
 		if e.Kind == unstable.ArrayTable && key.IsLast() {
 			at := key.Node().Raw.Offset
 			n.items = append(n.items, &node{key: at, value: at})
@@ -186,8 +174,10 @@ func (d *document) locateHeader(e *unstable.Node) *node {
 
 func (d *document) locateKeyValue(n *node, e *unstable.Node) {
 	key := e.Key()
-	for parts := 1; key.Next() && d.shallow(parts, key.Node()); parts++ {
-		n = n.grow(key.Node())
+	for parts := 1; key.Next(); parts++ {
+		if n = d.grow(n, key.Node(), parts); n == nil {
+			return
+		}
 	}
 	d.locateValue(n, e.Value())
 }
@@ -199,23 +189,37 @@ func (d *document) locateValue(n *node, v *unstable.Node) {
 	children := v.Children()
 	switch v.Kind {
 	case unstable.Array:
-		for children.Next() {
+		for len(d.errs) == 0 && children.Next() {
 			item := &node{key: n.value, value: n.value}
 			n.items = append(n.items, item)
 			d.locateValue(item, children.Node())
 		}
 	case unstable.InlineTable:
-		for children.Next() {
+		for len(d.errs) == 0 && children.Next() {
 			d.locateKeyValue(n, children.Node())
 		}
 	}
 }
 
-// shallow refuses a key with too many parts.
-func (d *document) shallow(parts int, key *unstable.Node) bool {
-	if parts <= maxKeyParts {
-		return true
+// grow returns the field of n with the given key, which is a dotted one's
+// part of that number. It makes one where there is none, and returns nil after
+// it has reported that a bound is passed.
+func (d *document) grow(n *node, key *unstable.Node, part int) *node {
+	if f := n.fields[string(key.Data)]; f != nil && part <= maxKeyParts {
+		return f
 	}
-	d.fail(key.Raw.Offset, "", "key of more than %d parts", maxKeyParts)
-	return false
+	at := key.Raw.Offset
+	switch {
+	case part > maxKeyParts:
+		d.fail(at, "", "key of more than %d parts", maxKeyParts)
+		return nil
+	case len(n.fields) >= maxKeys:
+		d.fail(at, "", "table of more than %d keys", maxKeys)
+		return nil
+	case n.fields == nil:
+		n.fields = map[string]*node{}
+	}
+	f := &node{key: at, value: at}
+	n.fields[string(key.Data)] = f
+	return f
 }

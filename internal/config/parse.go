@@ -210,7 +210,7 @@ func reportKeys(s, options *section, found []*listen.KeyError) bool {
 
 // readTargets reads the named targets.
 func (p *parser) readTargets(top *section) {
-	names, sections := top.named("target", rule.MaxTargets)
+	names, sections := top.named("target")
 	for i, s := range sections {
 		name := names[i]
 		if err := checkTargetName(name); err != nil {

@@ -242,15 +242,10 @@ func (s *section) sections(key string, limit int) []*section {
 	return out
 }
 
-// named reads a table of tables, in file order, at most limit of them. The
-// names come with it.
-func (s *section) named(key string, limit int) (names []string, out []*section) {
+// named reads a table of tables, in file order, with their names.
+func (s *section) named(key string) (names []string, out []*section) {
 	all, ok := s.section(key, key)
 	if !ok {
-		return nil, nil
-	}
-	if len(all.table) > limit {
-		all.header().fail("%d of them, at most %d", len(all.table), limit)
 		return nil, nil
 	}
 	for name := range all.table {

@@ -3,8 +3,11 @@ package dispatch
 import (
 	"errors"
 	"log/slog"
+	"os/signal"
 	"runtime"
 	"runtime/debug"
+
+	"golang.org/x/sys/unix"
 
 	"socketbox/internal/privsep"
 )
@@ -12,6 +15,9 @@ import (
 // Run is the dispatcher's life: confine itself, say so, then do what the
 // binder says until it ends. newLog makes the logger that a plan asks for.
 func Run(newLog func(format, level string) *slog.Logger) error {
+	// Service managers and terminals signal all processes at once; what the
+	// dispatcher does about it is the binder's to say.
+	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1)
 	runtime.LockOSThread()
 	debug.SetGCPercent(400) // the heap is tiny and hardly grows
 	control := privsep.Channel{FD: privsep.ControlFD}
