@@ -95,8 +95,10 @@ func (w *worker) flush() error {
 // run to end once nothing waits.
 func (w *worker) drain() {
 	w.draining = true
+	for _, s := range w.sinks {
+		s.paused = nil // nothing is served from here on but what waits
+	}
 	for _, l := range w.listeners {
 		w.retire(l)
 	}
-	clear(w.listeners)
 }

@@ -233,5 +233,6 @@ func (w *worker) retire(l *listener) {
 		w.watch(unix.EPOLL_CTL_DEL, l.fd, 0, aboutListener, l.ID)
 	}
 	unix.Close(l.fd)
+	l.fd = -1
 	l.paused++ // nothing resumes it
 }

@@ -6,8 +6,8 @@ import (
 )
 
 // ControlFD is the dispatcher's end of the pair that connects it with the
-// binder.
-const ControlFD = firstFD
+// binder: the first that os/exec passes on.
+const ControlFD = 3
 
 // DispatcherFilter is all that the dispatcher pid can do; anything else kills
 // the process. There is no socket, connect, bind, listen, open or exec in it.

@@ -1,7 +1,6 @@
 package privsep
 
 import (
-	"encoding/binary"
 	"fmt"
 	"os"
 	"runtime"
@@ -36,18 +35,18 @@ func Reexec(role Role, id Identity, state []byte, fds []int) error {
 	if err != nil {
 		return fmt.Errorf("open own executable: %w", err)
 	}
-	counted := binary.NativeEndian.AppendUint32(nil, uint32(len(fds)))
-	memfd, err := SealedFile(append(counted, state...))
+	memfd, err := SealedFile(encodeState(state, fds))
 	if err != nil {
 		return err
 	}
 	if err := shedThread(id); err != nil {
 		return err
 	}
-	if err := inherit(append([]int{memfd}, fds...)); err != nil {
+	if err := keepOpen(append([]int{memfd}, fds...)); err != nil {
 		return err
 	}
-	err = execveat(self, []string{string(role)}, os.Environ())
+	os.Unsetenv(stateVariable)
+	err = execveat(self, []string{string(role)}, append(os.Environ(), fmt.Sprintf("%s=%d", stateVariable, memfd)))
 	if err == unix.EACCES {
 		return fmt.Errorf("execute own file anew as uid %d: %w (the file must be executable for others: chmod 0755)", id.UID, err)
 	}

@@ -4,14 +4,15 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// firstFD is where an executed role finds its state; its other descriptors
-// follow.
-const firstFD = 3
+// stateVariable names the descriptor of an executed role's state.
+const stateVariable = "SOCKETBOX_STATE_FD"
 
 // maxState bounds what a stage hands to the next one: configuration text and
 // descriptions, 16 MiB of file at most (config's own bound) and some.
@@ -40,43 +41,52 @@ func SealedFile(state []byte) (int, error) {
 	return fd, nil
 }
 
-// inherit places fds at firstFD and following, open across exec. It runs
-// right before an exec and does not care for what it overwrites, except for
-// the descriptors that are still to be moved.
-func inherit(fds []int) error {
-	end := firstFD + len(fds)
-	moved := make([]int, len(fds))
-	for i, fd := range fds {
-		high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, end)
-		if err != nil {
-			return fmt.Errorf("duplicate descriptor %d: %w", fd, err)
-		}
-		moved[i] = high
-	}
-	for i, fd := range moved {
-		if err := unix.Dup3(fd, firstFD+i, 0); err != nil {
-			return fmt.Errorf("place descriptor %d: %w", firstFD+i, err)
+// keepOpen leaves fds open across the exec that follows, each under the number
+// that it has: moving them down to 3 and up would overwrite descriptors of the
+// Go runtime, whose other threads still run.
+func keepOpen(fds []int) error {
+	for _, fd := range fds {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+			return fmt.Errorf("keep descriptor %d open: %w", fd, err)
 		}
 	}
 	return nil
 }
 
+// encodeState puts the numbers of the descriptors before the state.
+func encodeState(state []byte, fds []int) []byte {
+	b := binary.NativeEndian.AppendUint32(nil, uint32(len(fds)))
+	for _, fd := range fds {
+		b = binary.NativeEndian.AppendUint32(b, uint32(fd))
+	}
+	return append(b, state...)
+}
+
 // TakeState returns what Reexec left for this process: the state and the
 // descriptors that came with it, now close-on-exec. The caller owns them.
 func TakeState() (state []byte, fds []int, err error) {
-	b, err := ReadFile(firstFD, maxState)
-	if err != nil || len(b) < 4 {
-		return nil, nil, fmt.Errorf("read inherited state: %w", errors.Join(err, errNoState))
+	memfd, err := strconv.Atoi(os.Getenv(stateVariable))
+	os.Unsetenv(stateVariable)
+	if err != nil {
+		return nil, nil, errNoState
 	}
-	unix.Close(firstFD)
-	for i := range int(binary.NativeEndian.Uint32(b)) {
-		fd := firstFD + 1 + i
+	b, err := ReadFile(memfd, maxState)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read inherited state: %w", err)
+	}
+	unix.Close(memfd)
+	if len(b) < 4 || len(b) < 4+4*int(binary.NativeEndian.Uint32(b)) {
+		return nil, nil, errNoState
+	}
+	n := int(binary.NativeEndian.Uint32(b))
+	for i := range n {
+		fd := int(binary.NativeEndian.Uint32(b[4+4*i:]))
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
 			return nil, nil, fmt.Errorf("inherited descriptor %d: %w", fd, err)
 		}
 		fds = append(fds, fd)
 	}
-	return b[4:], fds, nil
+	return b[4+4*n:], fds, nil
 }
 
 var errNoState = errors.New("this role is started by `socketbox bind` only")
