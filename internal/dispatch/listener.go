@@ -25,6 +25,7 @@ type listener struct {
 	direct [privsep.Unix + 1]*route
 	sole   int
 	asks   bool // getsockname is needed: a rule or target looks at what the client dialled
+	lately int  // connections that came at once, less one
 	paused int  // reasons why it is out of the epoll set
 }
 

@@ -171,10 +171,16 @@ func (w *worker) watch(op, fd int, events uint32, about int32, id uint32) error 
 }
 
 // serve accepts from l until its backlog is empty, its share is used up, or
-// it has to pause.
+// it has to pause. It doesn't ask for one more than came the last time: the
+// next wait tells as well whether there is more, for all listeners at once.
 func (w *worker) serve(l *listener) {
-	for range batch {
+	for n := range batch {
+		if n > l.lately {
+			l.lately = n
+			return
+		}
 		if !w.serveOne(l) || l.paused > 0 {
+			l.lately = n
 			return
 		}
 	}
