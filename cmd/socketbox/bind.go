@@ -4,10 +4,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"socketbox/internal/binder"
+	"socketbox/internal/config"
 	"socketbox/internal/logging"
 )
 
@@ -72,5 +74,10 @@ func bind(c *cobra.Command, o binder.Options) error {
 	if o.Dir == "" {
 		o.Dir = os.Getenv("SOCKETBOX_DIR")
 	}
-	return binder.Start(o, log)
+	err = binder.Start(o, log)
+	var wrong *config.Error
+	if errors.As(err, &wrong) && strings.HasPrefix(wrong.Where, "--") {
+		return newUsageError(c, err) // it is the flag that is wrong, no file
+	}
+	return err
 }

@@ -29,16 +29,21 @@ type binder struct {
 	lastTable    uint32
 	lastListener uint32
 
-	child      *child
-	everServed bool
-	deaths     int // of dispatchers, one soon after the other
-	restarts   uint64
-	draining   bool
-	reload     *reload // under way
+	child         *child
+	everServed    bool
+	deaths        int // of dispatchers, one soon after the other
+	restarts      uint64
+	draining      bool
+	drainingSince time.Time
+	reload        *reload // under way
 
 	fromChild chan childEvent
 	calls     chan func() // work that another goroutine wants done here
 }
+
+// sameStop is how close together two TERM signals are one request: timeout(1)
+// and some supervisors signal the process and then its group.
+const sameStop = 100 * time.Millisecond
 
 // errStopped ends the binder in good order.
 var errStopped = errors.New("stopped")
@@ -158,6 +163,9 @@ func (b *binder) signalled(s os.Signal) error {
 			}
 			return nil
 		}
+		if time.Since(b.drainingSince) < sameStop {
+			return nil
+		}
 		fallthrough
 	default: // a second TERM, or INT: now
 		b.log.Info("ending at once", "waiting", b.totals().Waiting)
@@ -170,7 +178,7 @@ func (b *binder) signalled(s os.Signal) error {
 // hold, and end; its end is the binder's. The binder's own copies of the
 // listeners are closed, so that nobody is let in after the dispatcher is done.
 func (b *binder) drain() {
-	b.draining = true
+	b.draining, b.drainingSince = true, time.Now()
 	b.notify("STOPPING=1", "STATUS=delivering what is held")
 	b.log.Info("stopping: delivering what is held")
 	if b.child != nil {

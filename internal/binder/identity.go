@@ -79,7 +79,12 @@ func findAccount(name string, h *handover) (account, error) {
 		gid, _ := strconv.Atoi(u.Gid)
 		return account{name: u.Username, uid: uid, gid: gid}, nil
 	}
-	return account{}, withHint(fmt.Errorf("user %s: %w", candidates[len(candidates)-1], err), "as root: "+makeUser)
+	var unknown user.UnknownUserError
+	var unknownID user.UnknownUserIdError
+	if errors.As(err, &unknown) || errors.As(err, &unknownID) {
+		return account{}, withHint(fmt.Errorf("user %s does not exist", candidates[len(candidates)-1]), "as root: "+makeUser)
+	}
+	return account{}, fmt.Errorf("look up user %s: %w", candidates[len(candidates)-1], err)
 }
 
 func lookup(name string) (*user.User, error) {

@@ -53,6 +53,9 @@ func Start(o Options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if _, _, err := cfg.Table(); err != nil {
+		return err
+	}
 	id, account, err := identify(cfg.User, &h)
 	if err != nil {
 		return err
