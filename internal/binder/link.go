@@ -5,9 +5,11 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"socketbox/internal/handoff"
 	"socketbox/internal/privsep"
 )
 
@@ -60,17 +62,35 @@ func (l *link) write() {
 			if !ok {
 				break
 			}
-			var err error
-			waitErr := l.raw.Write(func(uintptr) bool {
-				err = l.channel.Send(m)
-				return !errors.Is(err, unix.EAGAIN)
-			})
+			err := l.deliver(m)
 			closeAll(m.FDs)
-			if err != nil || waitErr != nil {
+			if err != nil {
 				l.close() // the reader sees the end, or the process's death is noticed
 				return
 			}
 		}
+	}
+}
+
+// starvedPause is how long a message waits that the kernel could not take.
+const starvedPause = 10 * time.Millisecond
+
+// deliver sends m, waiting for room in the pair. Where the kernel can't pass
+// descriptors just now (they count per uid while in flight: ETOOMANYREFS) it
+// tries again, until that has passed or the link is closed: the dispatcher is
+// well, and has connections on hold.
+func (l *link) deliver(m privsep.Message) error {
+	for {
+		var err error
+		waitErr := l.raw.Write(func(uintptr) bool {
+			err = l.channel.Send(m)
+			return !errors.Is(err, unix.EAGAIN)
+		})
+		var errno unix.Errno
+		if waitErr != nil || !errors.As(err, &errno) || handoff.OutcomeOf(errno) != handoff.Starved {
+			return errors.Join(waitErr, err)
+		}
+		time.Sleep(starvedPause)
 	}
 }
 

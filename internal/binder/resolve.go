@@ -197,7 +197,9 @@ func (r *resolver) resolve(rt *route) {
 		}
 		rt.chosen = i
 		s := r.sinkFor(path, path)
-		r.refresh(s, file)
+		if again := r.refresh(s, file); again > 0 {
+			r.due[rt] = r.now().Add(again)
+		}
 		r.lead(rt, s)
 		return
 	}
@@ -232,28 +234,33 @@ func (r *resolver) settling(rt *route, i int, file identity) time.Duration {
 }
 
 // refresh connects s anew if its socket file is another than before, or if it
-// failed and the time has come to try again.
-func (r *resolver) refresh(s *sink, file identity) {
+// failed and the time has come to try again. Access to a file that has just
+// been made may be refused until its maker has set the rights: then refresh
+// returns when to look again, and complains only if that has not helped.
+func (r *resolver) refresh(s *sink, file identity) (again time.Duration) {
 	now := r.now()
 	if s.file != file {
 		s.failures, s.retry = 0, time.Time{}
 	}
 	if s.live && s.file == file || now.Before(s.retry) {
-		return
+		return 0
 	}
 	s.file = file
 	fd, err := handoff.Connect(s.path)
 	if err != nil {
 		if !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOENT) {
-			r.complain(s.path, err)
+			if again = settleTime - now.Sub(time.Unix(file.changed.Unix())); again <= 0 {
+				r.complain(s.path, err)
+			}
 		}
 		r.absent(s)
 		r.backOff(s)
-		return
+		return max(again, 0)
 	}
 	s.live, s.wanted, s.alive = true, false, now
 	s.version++
 	r.send(privsep.Message{Kind: privsep.Sink, Table: r.table, ID: s.id, Value: s.version, State: privsep.Live, FDs: []int{fd}})
+	return 0
 }
 
 // absent tells the dispatcher to hold what goes to s.

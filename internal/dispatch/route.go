@@ -208,6 +208,9 @@ func (w *worker) routeMessage(m privsep.Message) {
 		w.enqueue(s, moved[i])
 	}
 	w.pump(s)
+	if old.id == 0 {
+		w.curtail(s)
+	}
 }
 
 // release resumes the listeners that paused for s and now serve others too.

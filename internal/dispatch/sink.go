@@ -76,7 +76,7 @@ func (w *worker) hold(s *sink, c connection, t *tally) {
 	case s.expired:
 		w.fail(&c, "nobody has received for longer than hold.time", unix.ECONNREFUSED)
 		return
-	case s.queue.len() >= limit && !w.draining:
+	case s.queue.len() >= limit && s.id != 0 && !w.draining:
 		w.fail(&c, "hold.connections reached", unix.EAGAIN)
 		return
 	case w.waiting >= w.plan.HoldTotal:
@@ -97,6 +97,21 @@ func (w *worker) hold(s *sink, c connection, t *tally) {
 	if l.solo(s) && !w.draining && !slices.Contains(s.paused, l) {
 		w.pause(l)
 		s.paused = append(s.paused, l)
+	}
+}
+
+// curtail resets the latest of what waits for s where that is more than the
+// target may hold. It came while the binder was asked for the path: until
+// then nobody knows whether there is anything to wait for.
+func (w *worker) curtail(s *sink) {
+	for s.queue.len() > 0 && !w.draining {
+		c := s.queue.back()
+		if s.queue.len() <= w.plan.Table.Targets[c.target].Hold.Connections {
+			return
+		}
+		w.leave(c)
+		w.fail(c, "hold.connections reached", unix.EAGAIN)
+		s.queue.popBack()
 	}
 }
 
@@ -252,7 +267,13 @@ type queue struct {
 
 func (q *queue) len() int           { return len(q.items) - q.head }
 func (q *queue) front() *connection { return &q.items[q.head] }
+func (q *queue) back() *connection  { return &q.items[len(q.items)-1] }
 func (q *queue) push(c connection)  { q.items = append(q.items, c) }
+
+func (q *queue) popBack() {
+	q.items[len(q.items)-1] = connection{}
+	q.items = q.items[:len(q.items)-1]
+}
 
 func (q *queue) pop() {
 	q.items[q.head] = connection{}

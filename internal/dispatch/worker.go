@@ -37,11 +37,13 @@ type worker struct {
 	exhausted  []*listener        // paused because descriptors ran out
 	draining   bool
 	nextSweep  time.Time
+	nextRetry  time.Time
 	hurry      bool   // something is to be tried again at the next retry
 	trim       func() // gives back memory that only start-up and reloads need
 	complaints map[string]*complaint
 	counts     tally  // of the connection in hand
 	orphans    Counts // of listeners that a reload removed
+	files      int    // descriptors that listeners, sinks and waiting connections may take
 
 	busy        bool // the last wait found something
 	peer, local unix.RawSockaddrAny
@@ -67,6 +69,10 @@ const (
 	retryEvery = 10 * time.Millisecond
 	// busyWait is how long, in milliseconds, a wait may keep the processor.
 	busyWait = 2
+	// reserve is how many descriptors accept leaves free: for what every
+	// process has, and for the sockets that the binder sends. Without them no
+	// receiver could be reached who would take what is on hold.
+	reserve = 32
 	// maxOutbox bounds messages to the binder that wait: two per route.
 	maxOutbox = 2 * maxRoutes
 )
@@ -87,6 +93,11 @@ func newWorker(control privsep.Channel, setLog func(*Plan) *slog.Logger) (*worke
 		sinks: map[uint32]*sink{}, holding: map[*sink]struct{}{},
 		complaints: map[string]*complaint{},
 	}
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return nil, fmt.Errorf("getrlimit: %w", err)
+	}
+	w.files = int(min(lim.Cur, 1<<30)) - reserve
 	return w, w.watch(unix.EPOLL_CTL_ADD, control.FD, unix.EPOLLIN, aboutControl, 0)
 }
 
@@ -189,6 +200,10 @@ func (w *worker) serve(l *listener) {
 // serveOne takes one connection off the backlog of l and sends it on its way.
 // It returns false when there is none to take now.
 func (w *worker) serveOne(l *listener) bool {
+	if w.waiting+len(w.sinks)+len(w.listeners) >= w.files {
+		w.exhaust(l, unix.EMFILE)
+		return false
+	}
 	fd, errno := w.accept(l)
 	switch errno {
 	case 0:
@@ -197,10 +212,7 @@ func (w *worker) serveOne(l *listener) bool {
 	case unix.EAGAIN:
 		return false
 	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
-		w.complain("can't accept", l.Name, errno)
-		w.pause(l)
-		w.exhausted = append(w.exhausted, l)
-		w.hurry = true
+		w.exhaust(l, errno)
 		return false
 	case unix.EBADF, unix.EINVAL, unix.ENOTSOCK, unix.EOPNOTSUPP, unix.EFAULT:
 		w.complain("listener is dead", l.Name, errno)
@@ -209,6 +221,15 @@ func (w *worker) serveOne(l *listener) bool {
 	default: // ECONNABORTED, EINTR, EPERM, network errors of that one connection (accept(2))
 		return true
 	}
+}
+
+// exhaust leaves l alone until the next retry: there is no descriptor or
+// memory for its clients.
+func (w *worker) exhaust(l *listener, errno unix.Errno) {
+	w.complain("can't accept", l.Name, errno)
+	w.pause(l)
+	w.exhausted = append(w.exhausted, l)
+	w.hurry = true
 }
 
 // pause takes l out of the epoll set, so that its backlog holds the clients;
@@ -228,6 +249,21 @@ func (w *worker) resume(l *listener) {
 // sweep retries what the kernel could not take and ends what has waited too
 // long.
 func (w *worker) sweep(now time.Time) {
+	if w.hurry && !now.Before(w.nextRetry) {
+		w.nextRetry = now.Add(retryEvery)
+		w.retry()
+	}
+	if now.Before(w.nextSweep) {
+		return
+	}
+	w.nextSweep = now.Add(sweepEvery)
+	for s := range w.holding {
+		w.expire(s, now)
+	}
+}
+
+// retry tries again what the kernel had no descriptor or memory for.
+func (w *worker) retry() {
 	exhausted := w.exhausted
 	w.exhausted, w.hurry = nil, false
 	for _, l := range exhausted {
@@ -238,12 +274,5 @@ func (w *worker) sweep(now time.Time) {
 			s.starved = false
 			w.pump(s)
 		}
-	}
-	if now.Before(w.nextSweep) {
-		return
-	}
-	w.nextSweep = now.Add(sweepEvery)
-	for s := range w.holding {
-		w.expire(s, now)
 	}
 }

@@ -42,7 +42,7 @@ func checkInherited(fd int) (string, error) {
 	if !ok || kind != unix.SOCK_DGRAM {
 		return "", &HintError{errors.New("it is no Unix datagram socket"), "in a socket unit: ListenDatagram=/run/socketbox/PORT.sock"}
 	}
-	if address.Name == "" {
+	if address.Name == "" || address.Name[0] == '@' { // unnamed, or abstract
 		return "", errors.New("it is bound to no path")
 	}
 	return address.Name, nil

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"socketbox/internal/handoff"
+	"socketbox/internal/inetd"
+	"socketbox/internal/inetd/spawn"
+	"socketbox/internal/logging"
+)
+
+// flags are the command line as it was typed.
+type flags struct {
+	socket, dir               string
+	port                      uint16
+	mode, group, from         string
+	stderr, user, chdir, rate string
+	rlimits                   []string
+	nice                      int
+	max, maxPerSource         int
+	timeout, killAfter        time.Duration
+	logFormat, logLevel       string
+	logConnections            bool
+}
+
+func (f *flags) define(c *cobra.Command) {
+	s := c.Flags()
+	s.SortFlags = false
+	s.SetInterspersed(false) // the command's own flags are its own
+
+	s.StringVarP(&f.socket, "socket", "s", "", "receive on the Unix socket `PATH`")
+	s.Uint16VarP(&f.port, "port", "p", 0, "receive what comes to port `N`: on N.sock in the socket directory (default: default.sock, whatever has no receiver of its own)")
+	s.StringVar(&f.dir, "dir", "", "socket `DIR` (default $SOCKETBOX_DIR; else /run/socketbox, not root: $XDG_RUNTIME_DIR/socketbox)")
+	s.StringVar(&f.mode, "mode", "0660", "`MODE` of the receiving socket, whatever the umask")
+	s.StringVar(&f.group, "group", "", "`GROUP` of the receiving socket (default: as the directory decides)")
+	s.StringVar(&f.from, "from", "", "take connections from this `UID` (or user name) only")
+
+	s.IntVarP(&f.max, "max", "m", inetd.DefaultMax, "run at most `N` children at once")
+	s.IntVar(&f.maxPerSource, "max-per-source", 0, "run at most `N` at once for one client: an IPv4 address, an IPv6 /64, a uid (0: no limit)")
+	s.StringVar(&f.rate, "rate", "", "start at most `N/s` (N/m, N/h), with bursts of N (default no limit)")
+
+	s.StringVar(&f.stderr, "stderr", "inherit", "children's standard error: inherit, socket or null (`WHERE`)")
+	s.StringVar(&f.user, "user", "", "run children as `USER[:GROUP]`, with the groups of USER if none is given")
+	s.StringVar(&f.chdir, "chdir", "", "run children in `DIR`")
+	s.IntVar(&f.nice, "nice", 0, "nice value `N` of children, -20..19")
+	s.StringArrayVar(&f.rlimits, "rlimit", nil, "resource limit of children, `NAME=SOFT[:HARD]`, as nofile=256 or core=unlimited (repeatable)")
+	s.DurationVar(&f.timeout, "timeout", 0, "end a child after this `TIME`, as 90s or 1h (0: never)")
+	s.DurationVar(&f.killAfter, "kill-after", inetd.DefaultKillAfter, "`TIME` from TERM to KILL for a child that has to end")
+
+	s.BoolVar(&f.logConnections, "log-connections", false, "log one line per connection")
+	s.StringVar(&f.logFormat, "log", "text", "log `FORMAT`: text or json")
+	s.StringVar(&f.logLevel, "log-level", "info", "least `LEVEL` to log: debug, info, warn, error")
+
+	complete := func(flag string, values ...string) {
+		c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
+	complete("stderr", "inherit", "socket", "null")
+	complete("log", logging.Formats...)
+	complete("log-level", logging.Levels...)
+	c.MarkFlagDirname("dir")
+	c.MarkFlagDirname("chdir")
+}
+
+// run serves what the flags ask for.
+func (f *flags) run(c *cobra.Command, args []string) error {
+	log, err := logging.New(os.Stderr, f.logFormat, f.logLevel, program)
+	if err != nil {
+		return &usageError{err}
+	}
+	o := inetd.Options{
+		Command: args, Dir: f.chdir,
+		Max: f.max, MaxPerSource: f.maxPerSource,
+		Timeout: f.timeout, KillAfter: f.killAfter,
+		LogConnections: f.logConnections, Log: log, Environ: os.Environ(),
+	}
+	if err := f.check(c); err != nil {
+		return &usageError{err}
+	}
+	if err := f.parse(c, &o); err != nil {
+		return &usageError{err}
+	}
+	if o.Place, err = f.place(); err != nil {
+		return err
+	}
+	return inetd.Run(o)
+}
+
+// check refuses values that are out of range and flags that exclude others.
+func (f *flags) check(c *cobra.Command) error {
+	given := c.Flags().Changed
+	switch {
+	case given("socket") && given("port"), given("socket") && given("dir"):
+		return errors.New("--socket is a whole path: it excludes --port and --dir")
+	case given("socket") && f.socket == "":
+		return errors.New("--socket: the path is empty")
+	case given("port") && f.port == 0:
+		return errors.New("--port: want 1 to 65535")
+	case f.max < 1:
+		return errors.New("--max: want at least 1")
+	case f.maxPerSource < 0:
+		return errors.New("--max-per-source: want at least 1, or 0 for no limit")
+	case f.nice < -20 || f.nice > 19:
+		return errors.New("--nice: want -20 to 19")
+	case f.timeout < 0 || f.killAfter < 0:
+		return errors.New("--timeout, --kill-after: a time can't be negative")
+	}
+	return nil
+}
+
+// parse reads the flags that have a form of their own.
+func (f *flags) parse(c *cobra.Command, o *inetd.Options) (err error) {
+	if o.Receive, err = f.receive(); err != nil {
+		return err
+	}
+	if f.rate != "" {
+		if o.Rate, err = inetd.ParseRate(f.rate); err != nil {
+			return fmt.Errorf("--rate: %w", err)
+		}
+	}
+	if f.user != "" {
+		if o.User, err = inetd.ParseUser(f.user); err != nil {
+			return fmt.Errorf("--user: %w", err)
+		}
+	}
+	if c.Flags().Changed("nice") {
+		o.Nice = &f.nice
+	}
+	for _, text := range f.rlimits {
+		limit, err := inetd.ParseLimit(text)
+		if err != nil {
+			return fmt.Errorf("--rlimit: %w", err)
+		}
+		o.Limits = append(o.Limits, limit)
+	}
+	where, ok := map[string]spawn.Stderr{
+		"inherit": spawn.StderrInherit, "socket": spawn.StderrSocket, "null": spawn.StderrNull,
+	}[f.stderr]
+	if !ok {
+		return fmt.Errorf("--stderr %q: want inherit, socket or null", f.stderr)
+	}
+	o.Stderr = where
+	return nil
+}
+
+// receive reads the flags that concern the receiving socket itself.
+func (f *flags) receive() (o handoff.Options, err error) {
+	o = handoff.Options{Group: -1, From: -1}
+	mode, err := strconv.ParseUint(f.mode, 8, 32)
+	if err != nil || mode == 0 || mode > 0o777 {
+		return o, fmt.Errorf("--mode %q: want an octal number, as 0660", f.mode)
+	}
+	o.Mode = fs.FileMode(mode)
+	if f.group != "" {
+		if o.Group, err = inetd.ParseGroup(f.group); err != nil {
+			return o, fmt.Errorf("--group: %w", err)
+		}
+	}
+	if f.from != "" {
+		if o.From, err = inetd.ParseUID(f.from); err != nil {
+			return o, fmt.Errorf("--from: %w", err)
+		}
+	}
+	return o, nil
+}
+
+// place finds the receiving socket: one that the service manager passes, or
+// the path that the flags and the environment give.
+func (f *flags) place() (inetd.Place, error) {
+	files := activation.Files(true)
+	switch len(files) {
+	case 0:
+		return inetd.PlaceFor(f.socket, f.port, f.dir, os.Getenv)
+	case 1:
+	default:
+		return inetd.Place{}, fmt.Errorf("LISTEN_FDS: %d sockets were passed, one is of use", len(files))
+	}
+	fd, err := unix.FcntlInt(files[0].Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	files[0].Close()
+	if err != nil {
+		return inetd.Place{}, fmt.Errorf("LISTEN_FDS: %w", err)
+	}
+	return inetd.Place{Inherited: fd}, nil
+}
