@@ -115,6 +115,7 @@ func (b *binder) start(fds []int) error {
 
 // loop treats one event after another until the binder is to end.
 func (b *binder) loop() error {
+	signal.Ignore(unix.SIGPIPE) // that nobody reads the log any more ends nothing
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1)
 	timer := time.NewTimer(time.Hour)

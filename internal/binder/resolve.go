@@ -359,6 +359,7 @@ func (r *resolver) changed(path string) {
 		r.resolve(rt)
 	}
 	if r.watch.has(path) {
+		r.watch.renew(path)
 		for _, rt := range r.routes {
 			if rt.dir == path {
 				r.resolve(rt)
@@ -405,16 +406,9 @@ func earliest(a, b time.Time) time.Time {
 	return a
 }
 
-// complain logs why a path can't be used, once in a while for each.
+// complain logs why a path can't be used, once in a while for each reason.
 func (r *resolver) complain(path string, err error) {
 	const every = 10 * time.Second
-	if last, ok := r.denied[path]; ok && r.now().Sub(last) < every {
-		return
-	}
-	if len(r.denied) >= maxRoutes {
-		clear(r.denied)
-	}
-	r.denied[path] = r.now()
 	args := []any{"path", path, "reason", err}
 	if errors.Is(err, unix.EACCES) {
 		if why := mayAccess(path, unix.Geteuid(), unix.Getegid(), 2); why != nil {
@@ -422,6 +416,14 @@ func (r *resolver) complain(path string, err error) {
 		}
 		args = append(args, "hint", accessHint(path))
 	}
+	text := fmt.Sprint(args...)
+	if last, ok := r.denied[text]; ok && r.now().Sub(last) < every {
+		return
+	}
+	if len(r.denied) >= maxRoutes {
+		clear(r.denied)
+	}
+	r.denied[text] = r.now()
 	r.log.Warn("can't use socket", args...)
 }
 

@@ -38,6 +38,10 @@ func (w *watcher) remove(dir string) {
 	}
 }
 
+// renew watches dir, which something happened to, again: another directory may
+// have taken its place. That it is gone is for others to find out.
+func (w *watcher) renew(dir string) { w.Watcher.Add(dir) }
+
 func (w *watcher) has(dir string) bool { return w.users[dir] > 0 }
 
 // keep stops watching everything that is not in dirs.

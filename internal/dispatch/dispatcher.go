@@ -16,8 +16,9 @@ import (
 // binder says until it ends. newLog makes the logger that a plan asks for.
 func Run(newLog func(format, level string) *slog.Logger) error {
 	// Service managers and terminals signal all processes at once; what the
-	// dispatcher does about it is the binder's to say.
-	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1)
+	// dispatcher does about it is the binder's to say. That nobody reads the
+	// log any more ends nothing.
+	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGPIPE)
 	runtime.LockOSThread()
 	debug.SetGCPercent(400) // the heap is tiny and hardly grows
 	control := privsep.Channel{FD: privsep.ControlFD}

@@ -370,3 +370,29 @@ func TestNotifiesTheServiceManager(t *testing.T) {
 	expect("STOPPING=1")
 	d.exit()
 }
+
+// TestLogReaderGone: that nobody reads the log any more ends nothing.
+func TestLogReaderGone(t *testing.T) {
+	d := prepare(t, "--log-connections", "--", "echo", "ok")
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.cmd.Stdout, d.cmd.Stderr = nil, writer
+	d.run()
+	writer.Close()
+	if _, err := reader.Read(make([]byte, 1)); err != nil { // it receives
+		t.Fatal(err)
+	}
+	reader.Close()
+	for range 3 {
+		d.signal(unix.SIGHUP)
+		if got := answer(t, d.connect()); got != "ok\n" {
+			t.Errorf("got %q", got)
+		}
+	}
+	d.signal(unix.SIGTERM)
+	if code := d.exit(); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+}

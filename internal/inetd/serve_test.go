@@ -37,6 +37,7 @@ func TestEveryFamily(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.network+tt.address[:1], func(t *testing.T) {
+			d.until("running", 0) // else TCPCONNNUM counts the one before
 			client, accepted := pair(t, tt.network, tt.address, "")
 			if err := send(d.sender(), accepted); err != nil {
 				t.Fatal(err)
@@ -256,6 +257,8 @@ func TestStderr(t *testing.T) {
 		if got := answer(t, d.connect()); got != want {
 			t.Errorf("%s: got %q", where, got)
 		}
+		d.signal(unix.SIGTERM)
+		d.exit() // the whole log is there
 		if got := strings.Contains(d.log.String(), "\nerr\n"); got != (where == "inherit") {
 			t.Errorf("%s: in the log: %v", where, got)
 		}
@@ -386,15 +389,27 @@ func TestConnectionThatWasReset(t *testing.T) {
 
 func TestDescriptorsDoNotLeak(t *testing.T) {
 	d := start(t, "--", "true")
+	before := d.descriptors()
+	handOffMany(t, d, 2000)
+	if after := d.descriptors(); after != before {
+		t.Errorf("%d descriptors open, %d before", after, before)
+	}
+	if n := d.count("lost") + d.count("failed"); n != 0 {
+		t.Errorf("%d connections were lost, or tried again", n)
+	}
+}
+
+// handOffMany hands connections off and waits until all have ended.
+func handOffMany(t *testing.T, d *instance, connections int) {
+	t.Helper()
 	sock := d.sender()
+	want := d.count("ended") + d.count("gone") + connections
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	d.until("running", 0)
-	before := d.descriptors()
-	for i := range 2000 {
+	for i := range connections {
 		client, err := net.Dial("tcp4", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -411,14 +426,9 @@ func TestDescriptorsDoNotLeak(t *testing.T) {
 		conn.Close()
 		client.Close()
 	}
-	deadline := time.Now().Add(20 * time.Second)
-	for d.count("ended")+d.count("gone") < 2000 && time.Now().Before(deadline) {
-		time.Sleep(20 * time.Millisecond)
-	}
-	if after := d.descriptors(); after != before {
-		t.Errorf("%d descriptors open, %d before", after, before)
-	}
-	if n := d.count("lost"); n != 0 {
-		t.Errorf("%d connections were lost", n)
+	for deadline := time.Now().Add(20 * time.Second); d.count("ended")+d.count("gone") != want; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d connections have not ended", want-d.count("ended")-d.count("gone"))
+		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -73,8 +74,9 @@ func Run(o Options) error {
 
 func newServer(o Options) (*server, error) {
 	// Two threads run Go code at a time: the loop, and whatever the runtime
-	// does beside it.
+	// does beside it. What is alive is small, so collecting often is cheap.
 	runtime.GOMAXPROCS(2)
+	debug.SetGCPercent(25)
 	command, err := o.command()
 	if err != nil {
 		return nil, err
