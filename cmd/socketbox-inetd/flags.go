@@ -8,13 +8,12 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"socketbox/internal/handoff"
 	"socketbox/internal/inetd"
 	"socketbox/internal/inetd/spawn"
+	"socketbox/internal/listen"
 	"socketbox/internal/logging"
 )
 
@@ -175,18 +174,12 @@ func (f *flags) receive() (o handoff.Options, err error) {
 // place finds the receiving socket: one that the service manager passes, or
 // the path that the flags and the environment give.
 func (f *flags) place() (inetd.Place, error) {
-	files := activation.Files(true)
-	switch len(files) {
+	passed := listen.Activation()
+	switch len(passed) {
 	case 0:
 		return inetd.PlaceFor(f.socket, f.port, f.dir, os.Getenv)
 	case 1:
-	default:
-		return inetd.Place{}, fmt.Errorf("LISTEN_FDS: %d sockets were passed, one is of use", len(files))
+		return inetd.Place{Inherited: passed[0].FD}, nil
 	}
-	fd, err := unix.FcntlInt(files[0].Fd(), unix.F_DUPFD_CLOEXEC, 3)
-	files[0].Close()
-	if err != nil {
-		return inetd.Place{}, fmt.Errorf("LISTEN_FDS: %w", err)
-	}
-	return inetd.Place{Inherited: fd}, nil
+	return inetd.Place{}, fmt.Errorf("LISTEN_FDS: %d sockets were passed, one is of use", len(passed))
 }

@@ -134,10 +134,35 @@ func mayAccess(path string, uid, gid int, want uint32) error {
 		}
 	}
 	what := "file"
-	if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSocket != 0 {
+	switch st, err := os.Stat(path); {
+	case err != nil:
+	case st.IsDir():
+		what, want = "directory", 5
+	case st.Mode()&fs.ModeSocket != 0:
 		what = "socket file"
 	}
 	return mayPass(path, what, uid, gid, want)
+}
+
+// accessError is a file whose rights keep a user out.
+type accessError struct {
+	what, path string
+	st         unix.Stat_t
+	uid, gid   int
+}
+
+func (e *accessError) Error() string {
+	return fmt.Sprintf("%s %s (owner %d:%d, mode %04o) does not let uid %d, gid %d in",
+		e.what, e.path, e.st.Uid, e.st.Gid, e.st.Mode&0o7777, e.uid, e.gid)
+}
+
+// Hint is the command that lets the user's group in.
+func (e *accessError) Hint() string {
+	mode := "0660"
+	if e.what == "directory" {
+		mode = "2750"
+	}
+	return fmt.Sprintf("give it to the socketbox group: chgrp %d %s && chmod %s %s", e.gid, e.path, mode, e.path)
 }
 
 func mayPass(path, what string, uid, gid int, want uint32) error {
@@ -158,5 +183,5 @@ func mayPass(path, what string, uid, gid int, want uint32) error {
 	if bits&want == want {
 		return nil
 	}
-	return fmt.Errorf("%s %s (owner %d:%d, mode %04o) does not let uid %d, gid %d in", what, path, st.Uid, st.Gid, st.Mode&0o7777, uid, gid)
+	return &accessError{what, path, st, uid, gid}
 }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -52,42 +51,23 @@ type inherited struct {
 	used bool
 }
 
-// inheritedSockets takes the sockets that a service manager passed:
-// $LISTEN_FDS descriptors from 3 on, if $LISTEN_PID is this process, named by
-// $LISTEN_FDNAMES. The variables are removed: what this process executes is
-// not meant by them.
-//
-// (go-systemd's activation package would do, but brings crypto/tls and its
-// self-tests into every process of the suite: docs/decisions.)
+// inheritedSockets describes the sockets that a service manager passed.
 func inheritedSockets() ([]*inherited, error) {
-	pid, count, names := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS"), strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
-	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
-		os.Unsetenv(name)
-	}
-	n, err := strconv.Atoi(count)
-	if pid != strconv.Itoa(os.Getpid()) || err != nil || n < 1 {
-		return nil, nil
-	}
 	var found []*inherited
 	var problems []error
-	for i := range n {
-		fd := firstInherited + i
-		unix.CloseOnExec(fd)
-		d, err := listen.Describe(fd)
-		if err = errors.Join(err, unix.SetNonblock(fd, true)); err != nil {
-			problems = append(problems, fmt.Errorf("inherited socket %d: %w", fd, err))
+	for _, p := range listen.Activation() {
+		d, err := listen.Describe(p.FD)
+		if err = errors.Join(err, unix.SetNonblock(p.FD, true)); err != nil {
+			problems = append(problems, fmt.Errorf("inherited socket %d: %w", p.FD, err))
 			continue
 		}
-		if i < len(names) && listen.CheckName(names[i]) == nil && names[i] != "unknown" {
-			d.Name = names[i]
+		if listen.CheckName(p.Name) == nil {
+			d.Name = p.Name
 		}
-		found = append(found, &inherited{fd: fd, d: d})
+		found = append(found, &inherited{fd: p.FD, d: d})
 	}
 	return found, errors.Join(problems...)
 }
-
-// firstInherited is SD_LISTEN_FDS_START.
-const firstInherited = 3
 
 // openMissing opens ds, each from the inherited sockets if it is among them.
 func openMissing(ds []listen.Description, inherited []*inherited) ([]int, error) {

@@ -411,10 +411,10 @@ func (r *resolver) complain(path string, err error) {
 	const every = 10 * time.Second
 	args := []any{"path", path, "reason", err}
 	if errors.Is(err, unix.EACCES) {
-		if why := mayAccess(path, unix.Geteuid(), unix.Getegid(), 2); why != nil {
-			args = append(args, "because", why)
+		var why *accessError
+		if errors.As(mayAccess(path, unix.Geteuid(), unix.Getegid(), 2), &why) {
+			args = append(args, "because", why, "hint", why.Hint())
 		}
-		args = append(args, "hint", accessHint(path))
 	}
 	text := fmt.Sprint(args...)
 	if last, ok := r.denied[text]; ok && r.now().Sub(last) < every {
@@ -425,11 +425,6 @@ func (r *resolver) complain(path string, err error) {
 	}
 	r.denied[text] = r.now()
 	r.log.Warn("can't use socket", args...)
-}
-
-func accessHint(path string) string {
-	return fmt.Sprintf("give the socketbox group the directory and the socket: chgrp %d %s && chmod 2750 %s; chgrp %d %s && chmod 0660 %s",
-		unix.Getegid(), filepath.Dir(path), filepath.Dir(path), unix.Getegid(), path, path)
 }
 
 func identityOf(path string) (identity, error) {

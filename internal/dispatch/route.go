@@ -171,14 +171,15 @@ func (w *worker) tally(c *connection) *tally {
 }
 
 // solo says whether everything that l accepts goes to s: then l need not
-// accept while s can't take, and the kernel's backlog holds the clients.
+// accept while s can't take, and the kernel's backlog holds the clients. While
+// the binder has not answered for any family yet, that is so, too.
 func (l *listener) solo(s *sink) bool {
 	for _, f := range l.families() {
-		if r := l.direct[f]; r == nil || r.sink != s {
+		if r := l.direct[f]; r == nil || r.sink != s && (s.id != 0 || r.sink.id != 0) {
 			return false
 		}
 	}
-	return s.id != 0
+	return true
 }
 
 // routeMessage obeys the binder: route m.ID goes to sink m.Value.

@@ -60,9 +60,12 @@ func (a *admission) delay(now time.Time) (d time.Duration, full bool) {
 	return max(a.paused.Sub(now), a.rate.wait(now), 0), false
 }
 
+// full tells that no more connections can wait for others of their source.
+func (a *admission) full() bool { return a.waiting >= a.bound }
+
 // mayReceive tells whether there is a place for one more connection, whatever
 // its source; delay is asked apart.
-func (a *admission) mayReceive() bool { return a.waiting < a.bound && a.ready.len() == 0 }
+func (a *admission) mayReceive() bool { return !a.full() && a.ready.len() == 0 }
 
 // next takes the connection to start next; nil if none is ready. The caller
 // has asked delay.

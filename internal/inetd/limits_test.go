@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -240,4 +241,33 @@ func TestProgramGone(t *testing.T) {
 	d.expect("warning: can't start a child, connection reset .*no such file")
 	d.until("running", 0)
 	d.until("lost", 1)
+}
+
+// TestFewDescriptors: with hardly any descriptors, what can't be held waits
+// in the socket, and nothing is lost.
+func TestFewDescriptors(t *testing.T) {
+	t.Parallel()
+	d := prepare(t)
+	script := fmt.Sprintf("ulimit -n 24; exec %s --socket %s --max-per-source 1 -- sh -c 'echo ok; sleep 0.01'", program, d.path)
+	d.cmd = exec.Command("sh", "-c", script)
+	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	d.run().expect("receiving")
+	clients := make([]net.Conn, 60)
+	sock := d.sender()
+	for i := range clients {
+		client, accepted := pair(t, "tcp4", "127.0.0.1:0", "")
+		clients[i] = client
+		if err := send(sock, accepted); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, client := range clients {
+		if got := answer(t, client); got != "ok\n" {
+			t.Fatalf("client %d: got %q", i, got)
+		}
+	}
+	if n := d.count("bad") + d.count("lost"); n != 0 {
+		t.Errorf("%d were lost", n)
+	}
+	d.expect("too many connections wait")
 }

@@ -58,10 +58,20 @@ func (s *server) step(now time.Time) (busy bool, err error) {
 		s.start(c, now)
 		return true, nil
 	}
-	if s.receiver == nil || !s.admission.mayReceive() {
+	if s.receiver == nil || !s.mayReceive() {
 		return false, nil
 	}
 	return s.receive(now)
+}
+
+// mayReceive tells whether one more connection can be taken: a descriptor for
+// which there is no room any more is lost in recvmsg(2) itself.
+func (s *server) mayReceive() bool {
+	if s.admission.full() {
+		s.warn("too many connections wait for others of their client: receiving nothing until one has ended", "waiting", s.admission.waiting)
+		return false
+	}
+	return s.admission.mayReceive() && s.admission.held()+len(s.launching) < s.admission.bound
 }
 
 // receive takes one datagram, if there is one.
@@ -134,7 +144,7 @@ func (s *server) wait(now time.Time) {
 	case full:
 	case delay > 0:
 		sooner(delay)
-	case s.receiver != nil && s.admission.mayReceive():
+	case s.receiver != nil && s.mayReceive():
 		fd = s.receiver.FD()
 	}
 	if len(s.launching) > 0 {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,7 +90,7 @@ func newServer(o Options) (*server, error) {
 		return nil, err
 	}
 	// After newSignals, which decides what children have to reset.
-	spawner, err := spawn.New(command, baseEnviron(o.Environ, o.User))
+	spawner, err := spawn.New(command, o.environ())
 	if err != nil {
 		signals.close()
 		return nil, startError(o.Command[0], err)
@@ -133,6 +134,16 @@ func (o *Options) command() (spawn.Command, error) {
 		Path: path, Args: o.Command, Dir: o.Dir, User: credential,
 		Nice: o.Nice, Limits: o.Limits, Stderr: o.Stderr,
 	}, nil
+}
+
+// environ returns what all children have in their environment. The journal is
+// theirs only together with our standard error.
+func (o *Options) environ() []string {
+	base := baseEnviron(o.Environ, o.User)
+	if o.Stderr == spawn.StderrInherit {
+		return base
+	}
+	return slices.DeleteFunc(base, func(v string) bool { return strings.HasPrefix(v, "JOURNAL_STREAM=") })
 }
 
 // closeOnExec keeps what we were started with, apart from 0, 1 and 2, from
