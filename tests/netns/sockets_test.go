@@ -23,53 +23,58 @@ const silence = 2 * time.Second
 // in read(2) for a client that takes its time.
 func TestPassedSocketIsAsAccepted(t *testing.T) {
 	look := compiled(t, "look")
-	want := map[string][]string{"AF_INET": native(t, look, "4"), "AF_INET6": native(t, look, "6")}
-	for _, test := range []struct{ name, listen, dial, family string }{
-		{"both families, IPv4 client", ":", "127.0.0.1", "AF_INET"},
-		{"both families, IPv6 client", ":", "[::1]", "AF_INET6"},
-		{"[::], IPv4 client", "[::]:", "127.0.0.1", "AF_INET"},
-		{"0.0.0.0", "0.0.0.0:", "127.0.0.1", "AF_INET"},
-		{"IPv4 address", "127.0.0.1:", "127.0.0.1", "AF_INET"},
-		{"IPv6 address", "[::1]:", "[::1]", "AF_INET6"},
+	for _, test := range []struct {
+		name, listen, client, native string
+		wait                         time.Duration // on hold, before there is a receiver
+	}{
+		{"both families, IPv4 client", ":", "127.0.0.1", "0.0.0.0", 0},
+		{"both families, IPv6 client", ":", "[::1]", "::", 0},
+		{"[::], IPv4 client", "[::]:", "127.0.0.1", "0.0.0.0", 0},
+		{"0.0.0.0", "0.0.0.0:", "127.0.0.1", "0.0.0.0", 0},
+		{"IPv4 address", "127.0.0.1:", "127.0.0.1", "127.0.0.1", 0},
+		{"IPv6 address", "[::1]:", "[::1]", "::1", 0},
+		{"on hold, IPv4 client", ":", "127.0.0.1", "0.0.0.0", 500 * time.Millisecond},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			port := strconv.Itoa(freePort(t))
 			b := bind(t, "--listen", test.listen+port)
-			inetd(t, unshared(), b.dir, "--", look)
-			got := lookedAt(t, test.dial+":"+port)
-			compareReports(t, got, want[test.family])
+			receive := func() { inetd(t, unshared(), b.dir, "--", look) }
+			if test.wait == 0 {
+				receive()
+			}
+			p := start(t, exec.Command(look, test.native))
+			p.waitLog("port ")
+			_, nativePort, _ := strings.Cut(strings.TrimSpace(p.log.String()), " ")
+			accepted, passed := make(chan []string), make(chan []string)
+			go func() { accepted <- lookedAt(t, test.client+":"+nativePort) }()
+			go func() { passed <- lookedAt(t, test.client+":"+port) }()
+			if test.wait > 0 {
+				time.Sleep(test.wait)
+				receive()
+			}
+			compareReports(t, <-passed, <-accepted)
 		})
 	}
-}
-
-// native is what look finds at a connection that it accepts itself.
-func native(t *testing.T, look, family string) []string {
-	t.Helper()
-	p := start(t, exec.Command(look, family))
-	p.waitLog("port ")
-	_, port, _ := strings.Cut(strings.TrimSpace(p.log.String()), " ")
-	host := map[string]string{"4": "127.0.0.1:", "6": "[::1]:"}[family]
-	return lookedAt(t, host+port)
 }
 
 // lookedAt connects to look at address, is silent for a while, says hello,
 // and returns look's lines.
 func lookedAt(t *testing.T, address string) []string {
-	t.Helper()
 	c, err := net.DialTimeout("tcp", address, clientLimit)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return nil
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(clientLimit))
 	time.Sleep(silence)
 	if _, err := c.Write([]byte("hello")); err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 	text, err := io.ReadAll(c)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 	return strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
 }
@@ -195,22 +200,12 @@ func TestEnvironment(t *testing.T) {
 func TestConnectionNumber(t *testing.T) {
 	port := freePort(t)
 	b := bind(t, "--listen", at(port))
-	inetd(t, unshared(), b.dir, "--", "sh", "-c", "env; read -r line") // stays as long as its client does
+	inetd(t, unshared(), b.dir, "--", "sh", "-c", "echo $TCPCONNNUM; echo end; read -r line") // stays as long as its client does
 	var numbers []string
 	for _, local := range []string{"127.0.3.1", "127.0.3.1", "127.0.3.2"} {
 		c := dialFrom(t, local, at(port))
 		defer c.Close()
-		vars := make([]byte, 16<<10)
-		for got := 0; !strings.Contains(string(vars[:got]), "TCPCONNNUM="); {
-			c.SetDeadline(time.Now().Add(clientLimit))
-			n, err := c.Read(vars[got:])
-			if err != nil {
-				t.Fatalf("%v after %q", err, vars[:got])
-			}
-			got += n
-		}
-		_, after, _ := strings.Cut(string(vars), "TCPCONNNUM=")
-		numbers = append(numbers, after[:1])
+		numbers = append(numbers, linesUntil(t, c, "end")...)
 	}
 	if !slices.Equal(numbers, []string{"1", "2", "1"}) {
 		t.Errorf("two connections of one client and one of another have the numbers %v", numbers)
@@ -240,13 +235,14 @@ func TestClosedBeforeAccept(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		command []string
+		says    string
 		check   func(*testing.T, *net.TCPConn)
 	}{
-		{"environment", environmentOf, func(t *testing.T, c *net.TCPConn) {
+		{"environment", environmentOf, "", func(t *testing.T, c *net.TCPConn) {
 			client, server := ends(c)
 			compareEnviron(t, environ(t, c), tcpEnviron(client, server, "web", 1))
 		}},
-		{"socket", []string{look}, func(t *testing.T, c *net.TCPConn) {
+		{"socket", []string{look}, "early", func(t *testing.T, c *net.TCPConn) {
 			text, err := io.ReadAll(c)
 			if want := "peer AF_INET6 ::ffff:127.82.7.1\nlocal AF_INET6 ::ffff:127.0.0.1\n"; !strings.HasPrefix(string(text), want) || err != nil {
 				t.Errorf("%q, %v; want %q", text, err, want)
@@ -260,20 +256,14 @@ func TestClosedBeforeAccept(t *testing.T) {
 			port := freePort(t)
 			b := bindConfig(t, fmt.Sprintf("[[listener]]\nname = \"web\"\naddress = \":%d\"\n", port))
 			inetd(t, unshared(), b.dir, append([]string{"--"}, test.command...)...)
-			dispatcher := b.status().Dispatcher
-			if err := syscall.Kill(dispatcher, syscall.SIGSTOP); err != nil {
-				t.Fatal(err)
-			}
-			defer syscall.Kill(dispatcher, syscall.SIGCONT)
+			resume := stopProcess(t, b.status().Dispatcher)
 			c := dialFrom(t, "127.82.7.1", at(port))
 			defer c.Close()
 			c.SetDeadline(time.Now().Add(clientLimit))
-			c.Write([]byte("early"))
+			c.Write([]byte(test.says))
 			c.CloseWrite()
 			time.Sleep(50 * time.Millisecond) // the kernel delivers it meanwhile
-			if err := syscall.Kill(dispatcher, syscall.SIGCONT); err != nil {
-				t.Fatal(err)
-			}
+			resume()
 			test.check(t, c)
 		})
 	}

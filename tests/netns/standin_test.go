@@ -53,16 +53,28 @@ func (r *receiver) open() (err error) {
 // openApart is open in a network namespace of its own, which only the socket
 // lives in: net.unix.max_dgram_qlen is 10 there, whatever it is here.
 func (r *receiver) openApart() error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with it
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			err = r.open()
-		}
-		result <- err
-	}()
-	return <-result
+	return elsewhere(func() error { return unix.Unshare(unix.CLONE_NEWNET) }, r.open)
+}
+
+// elsewhere runs do in the network namespace that enter goes to. The thread
+// comes back: if it ended, so would the programs that were started from it
+// (PR_SET_PDEATHSIG, see start).
+func elsewhere(enter, do func() error) error {
+	runtime.LockOSThread()
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer unix.Close(home)
+	if err = enter(); err == nil {
+		err = do()
+	}
+	if back := unix.Setns(home, unix.CLONE_NEWNET); back != nil {
+		panic(back)
+	}
+	runtime.UnlockOSThread()
+	return err
 }
 
 // serve answers until Shutdown and until what is queued is served.
@@ -452,27 +464,29 @@ func kill9(t *testing.T, pid int) {
 
 // inNamespace runs a client in ns, a namespace with a name.
 func inNamespace(ns namespace, c client) visit {
-	result := make(chan visit)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with it
+	enter := func() error {
 		fd, err := unix.Open("/run/netns/"+ns.name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			defer unix.Close(fd)
-			err = unix.Setns(fd, unix.CLONE_NEWNET)
-		}
 		if err != nil {
-			result <- visit{outcome: broken, err: err}
-			return
+			return err
 		}
-		result <- c.visit()
-	}()
-	return <-result
+		defer unix.Close(fd)
+		return unix.Setns(fd, unix.CLONE_NEWNET)
+	}
+	var v visit
+	err := elsewhere(enter, func() error {
+		v = c.visit()
+		return nil
+	})
+	if err != nil {
+		return visit{outcome: broken, err: err}
+	}
+	return v
 }
 
 // portRange returns the first of n free ports in a row.
 func portRange(t *testing.T, n int) int {
 	t.Helper()
-	for range 50 {
+	for range 1000 {
 		first, free := freePort(t), true
 		for i := range n {
 			free = free && first+i < 65536 && isFree(first+i)

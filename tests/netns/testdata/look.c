@@ -2,8 +2,8 @@
  * look: says what its connection, descriptor 0, is like, once the client has
  * spoken: addresses, flags and options as this process finds them.
  *
- * look 4 | 6   first listens on loopback itself, says on which port, and looks
- *              at what accept(2) gives it: the native case to compare with.
+ * look ADDRESS   first listens there itself, says on which port, and looks at
+ *                what accept(2) gives it: the native case to compare with.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -54,19 +54,20 @@ static void die(const char *what)
 }
 
 /* native makes descriptor 0 a connection that accept(2) gave. */
-static void native(int family)
+static void native(const char *text)
 {
-	struct sockaddr_in6 six = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT };
-	struct sockaddr_in four = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	struct sockaddr *address = family == AF_INET6 ? (struct sockaddr *)&six : (struct sockaddr *)&four;
-	socklen_t size = family == AF_INET6 ? sizeof six : sizeof four;
-	int one = 1, connection, s = socket(family, SOCK_STREAM, 0);
+	struct sockaddr_in6 six = { .sin6_family = AF_INET6 };
+	struct sockaddr_in four = { .sin_family = AF_INET };
+	int is_six = inet_pton(AF_INET6, text, &six.sin6_addr) || !inet_pton(AF_INET, text, &four.sin_addr);
+	struct sockaddr *address = is_six ? (struct sockaddr *)&six : (struct sockaddr *)&four;
+	socklen_t size = is_six ? sizeof six : sizeof four;
+	int one = 1, no = 0, connection, s = socket(address->sa_family, SOCK_STREAM, 0);
 
 	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-	setsockopt(s, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one);
+	setsockopt(s, IPPROTO_IPV6, IPV6_V6ONLY, &no, sizeof no);
 	if (bind(s, address, size) || listen(s, 5) || getsockname(s, address, &size))
 		die("listen");
-	printf("port %d\n", ntohs(family == AF_INET6 ? six.sin6_port : four.sin_port));
+	printf("port %d\n", ntohs(is_six ? six.sin6_port : four.sin_port));
 	fflush(stdout);
 	if ((connection = accept(s, NULL, NULL)) < 0)
 		die("accept");
@@ -103,7 +104,7 @@ int main(int argc, char **argv)
 	struct timespec before, after;
 
 	if (argc > 1)
-		native(argv[1][0] == '6' ? AF_INET6 : AF_INET);
+		native(argv[1]);
 	FILE *out = open_memstream(&report, &length);
 	print_address(out, "peer", peer);
 	print_address(out, "local", local);
