@@ -33,17 +33,18 @@ ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 UNIT = $(DESTDIR)$(PREFIX)/lib/systemd/system
 CONF = $(DESTDIR)$(PREFIX)/lib
+LIB  = $(DESTDIR)/usr/lib/socketbox
 
 # Everything that install puts down, for uninstall.
 INSTALLED = $(PROGRAMS:%=$(BIN)/%) \
 	$(PROGRAMS:%=$(BASH)/%) $(PROGRAMS:%=$(ZSH)/_%) $(PROGRAMS:%=$(FISH)/%.fish) \
 	$(foreach page,$(MANUALS),$(MAN)/man$(subst .,,$(suffix $(page)))/$(page)) \
 	$(UNITS:%=$(UNIT)/%) $(CONF)/sysusers.d/socketbox.conf $(CONF)/tmpfiles.d/socketbox.conf \
-	$(DOC)/socketbox.toml.example
+	$(DOC)/socketbox.toml.example $(LIB)/libsocketbox-preload.so
 
-.PHONY: build static deps test netns demo bench fuzz lint man install uninstall clean help missing FORCE
+.PHONY: build static deps test netns demo bench fuzz compat lint man install uninstall clean help missing FORCE
 
-build: missing $(PROGRAMS:%=bin/%) ## build the programs into bin/
+build: missing $(PROGRAMS:%=bin/%) bin/libsocketbox-preload.so ## build the programs into bin/
 
 static: missing $(PROGRAMS:%=bin/static/%) ## build all programs without any shared library into bin/static/
 
@@ -59,6 +60,9 @@ $(STATIC_PROGRAMS:%=bin/%): bin/%: FORCE
 $(STATIC_PROGRAMS:%=bin/static/%): bin/static/%: FORCE
 	CGO_ENABLED=0 $(BUILD) -ldflags "$(LDFLAGS)" -o $@ ./cmd/$*
 
+bin/libsocketbox-preload.so: FORCE
+	@$(MAKE) --no-print-directory -C preload OUT=../bin all
+
 # Go knows what is out of date.
 FORCE:
 
@@ -71,8 +75,8 @@ deps: ## install what build, demo, test and lint need and this machine lacks (ap
 test: ## run every test, namespaces included (NETNS=require: fail where one can't run)
 	@scripts/deps build test
 	@$(MAKE) --no-print-directory build
-	$(TEST) $$(go list $(TAGS) ./... | grep -v /tests/netns)
-	$(if $(wildcard tests/netns/*.go),$(TEST) ./tests/netns/...)
+	$(TEST) $$(go list $(TAGS) ./... | grep -v /tests/)
+	$(TEST) -p 1 ./tests/...
 
 netns: build ## run the tests in network namespaces alone
 	@scripts/deps test
@@ -88,6 +92,10 @@ bench: build ## measure speed (no test: a slow machine fails nothing)
 
 fuzz: ## run every fuzz target for FUZZTIME (30s)
 	@scripts/fuzz $(FUZZTIME) $(TAGS)
+
+compat: build ## make docs/compatibility.md by running real daemons (installs them; takes minutes)
+	@tests/compat/deps
+	go test -tags compat -count=1 -timeout 30m ./tests/compat/ -o ../../docs/compatibility.md
 
 lint: build ## check formatting, code, scripts, units and manual pages
 	@scripts/deps lint
@@ -112,11 +120,12 @@ install: ## install into PREFIX (/usr/local), below DESTDIR if that is set
 	install -m 0644 packaging/sysusers.d/socketbox.conf $(CONF)/sysusers.d/socketbox.conf
 	install -m 0644 packaging/tmpfiles.d/socketbox.conf $(CONF)/tmpfiles.d/socketbox.conf
 	install -m 0644 packaging/socketbox.toml.example $(DOC)/socketbox.toml.example
+	install -D -s -m 0644 bin/libsocketbox-preload.so $(LIB)/libsocketbox-preload.so
 	@test -n "$(DESTDIR)" || echo "next: systemd-sysusers && systemd-tmpfiles --create socketbox.conf && systemctl daemon-reload"
 
 uninstall: ## remove what install has put down; configuration stays
 	rm -f $(INSTALLED)
-	-@rmdir $(DOC) 2>/dev/null
+	-@rmdir $(DOC) $(LIB) 2>/dev/null
 	@test -z "$(DESTDIR)" || find "$(DESTDIR)" -depth -type d -empty -delete
 
 clean: ## remove what was built

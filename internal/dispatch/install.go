@@ -167,9 +167,10 @@ func (w *worker) connectDirect(l *listener) {
 	}
 	l.sole = index
 	for _, c.family = range l.families() {
-		r := w.routeFor(w.keyOf(&c))
-		r.direct = true
-		l.direct[c.family] = r
+		if r := w.routeFor(w.keyOf(&c)); r != nil {
+			r.direct = true
+			l.direct[c.family] = r
+		}
 	}
 }
 

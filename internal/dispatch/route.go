@@ -10,7 +10,9 @@ import (
 )
 
 // maxRoutes bounds what a scan of a large prefix can make a dispatcher
-// remember; beyond it, routes without a waiting connection are forgotten.
+// remember; beyond it, routes without a waiting connection are forgotten. Of
+// those with one there are at most as many again: the binder takes more for an
+// attack.
 const maxRoutes = 8192
 
 // route is where connections with the same key go. Until the binder has
@@ -57,7 +59,8 @@ func (w *worker) take(l *listener, fd int) {
 }
 
 // choose finds the rule and the route of a connection. A connection that a
-// rule rejects is reset, counted, and gone: choose returns false.
+// rule rejects, or that finds no room for its route, is reset, counted, and
+// gone: choose returns false.
 func (w *worker) choose(c *connection) bool {
 	c.rule, c.target = -1, 0
 	if i, ok := w.rules.Lookup(&c.facts); ok {
@@ -74,7 +77,13 @@ func (w *worker) choose(c *connection) bool {
 		}
 		c.target = w.plan.Table.Rules[i].Target
 	}
-	c.route = w.routeFor(w.keyOf(c))
+	if c.route = w.routeFor(w.keyOf(c)); c.route == nil {
+		if c.since.IsZero() {
+			w.tally(c).accepted()
+		}
+		w.fail(c, "too many paths are waited for", unix.ENOBUFS)
+		return false
+	}
 	return true
 }
 
@@ -88,8 +97,8 @@ func (w *worker) keyOf(c *connection) privsep.Key {
 	if keys&rule.KeyFamily != 0 {
 		k.Family = c.family
 	}
-	if keys&rule.KeyListener != 0 {
-		k.Listener = uint32(c.l.index) + 1
+	if keys&rule.KeyListener != 0 && c.facts.Listener >= 0 { // else a reload has removed it
+		k.Listener = uint32(c.facts.Listener) + 1
 	}
 	if keys&rule.KeyLocal != 0 {
 		k.Local = c.facts.Local
@@ -100,13 +109,17 @@ func (w *worker) keyOf(c *connection) privsep.Key {
 	return k
 }
 
-// routeFor returns the route with key k, a new one if there is none yet.
+// routeFor returns the route with key k, a new one if there is none yet; nil
+// if there are too many.
 func (w *worker) routeFor(k privsep.Key) *route {
 	if r := w.routes[k]; r != nil {
 		return r
 	}
 	if len(w.routes) >= maxRoutes {
 		w.forgetRoute()
+	}
+	if len(w.routes) >= 2*maxRoutes {
+		return nil
 	}
 	w.lastRoute++
 	r := &route{id: w.lastRoute, key: k}

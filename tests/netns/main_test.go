@@ -24,6 +24,8 @@ var programs string
 const insideMark = "SOCKETBOX_TEST_INSIDE"
 
 func TestMain(m *testing.M) {
+	// Where Debian has sshd, which su's PATH leaves out.
+	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
 	if os.Getuid() != 0 && os.Getenv(insideMark) == "" {
 		os.Exit(enter())
 	}

@@ -209,6 +209,8 @@ type site struct {
 
 func newSite(t *testing.T, size int) *site {
 	t.Helper()
+	needProgram(t, "busybox")
+	needProgram(t, "curl")
 	s := &site{dir: t.TempDir()}
 	data := make([]byte, size)
 	rand.Read(data)
@@ -277,6 +279,6 @@ func (s *site) fetchPage(t *testing.T, ns namespace, client, server string, port
 func compiled(t *testing.T, name string) string {
 	t.Helper()
 	program := filepath.Join(publicDir(t), name)
-	mustRun(t, "cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, filepath.Join("testdata", name+".c"))
+	mustRun(t, needProgram(t, "cc"), "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, filepath.Join("testdata", name+".c"))
 	return program
 }

@@ -124,6 +124,41 @@ func TestReloadMovesWhoWaits(t *testing.T) {
 	b.balance(clients)
 }
 
+// Those on hold whose listener a reload removes are still served, by what the
+// rules say of them now, and do not harm the others.
+func TestReloadRemovesListener(t *testing.T) {
+	const clients = 10
+	stays, goes := freePort(t), freePort(t)
+	rule := "[[rule]]\ntarget = \"%s\"\n"
+	byName := fmt.Sprintf(rule, "DIR/{listener}.sock")
+	b := bindConfig(t, listeners(stays, goes)+byName)
+	dispatcher := b.status().Dispatcher
+	first := begin(clients, to(at(stays)))
+	second := begin(clients, to(at(goes)))
+	eventually(t, 5*time.Second, func() error {
+		if s := b.status(); s.Listeners[0].Waiting == 0 || s.Listeners[1].Waiting == 0 {
+			return fmt.Errorf("not both wait: %+v", s.Listeners)
+		}
+		return nil
+	})
+	time.Sleep(100 * time.Millisecond) // the others are in the backlogs
+	putConfig(t, b.dir, listeners(stays)+byName)
+	b.hup("no longer listening")
+	runReceiver(t, &receiver{Path: filepath.Join(b.dir, fmt.Sprintf("p%d.sock", stays)), Name: "stays"})
+	first.end().allServed(t, clients)
+	if n := second.crowd.total(); n != 0 {
+		t.Errorf("%d clients of the listener that was removed have ended: %s", n, second.crowd)
+	}
+	putConfig(t, b.dir, listeners(stays)+fmt.Sprintf(rule, "DIR/all.sock"))
+	b.hup("configuration reloaded")
+	runReceiver(t, &receiver{Path: filepath.Join(b.dir, "all.sock"), Name: "all"})
+	second.end().allServed(t, clients)
+	takenBy(t, "all", client{to: at(stays)})
+	if now := b.status().Dispatcher; now != dispatcher {
+		t.Errorf("the dispatcher was replaced")
+	}
+}
+
 // A file with errors changes nothing; the log names each with its place.
 func TestReloadBroken(t *testing.T) {
 	port := freePort(t)
