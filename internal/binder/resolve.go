@@ -59,6 +59,7 @@ type route struct {
 	nobody string   // name of the sink while no candidate is there
 	paths  []string // most specific first
 	chosen int      // index in paths; len(paths): none
+	used   int      // the last that was chosen, also when it has gone since
 	gone   time.Time
 	sink   *sink
 }
@@ -152,7 +153,7 @@ func (r *resolver) expand(m privsep.Message) (*route, error) {
 	} else {
 		rt.dir, rt.paths = filepath.Dir(path), []string{path}
 	}
-	rt.chosen = len(rt.paths)
+	rt.chosen, rt.used = len(rt.paths), len(rt.paths)
 	return rt, nil
 }
 
@@ -195,7 +196,7 @@ func (r *resolver) resolve(rt *route) {
 			r.due[rt] = r.now().Add(wait)
 			break
 		}
-		rt.chosen = i
+		rt.chosen, rt.used = i, i
 		s := r.sinkFor(path, path)
 		if again := r.refresh(s, file); again > 0 {
 			r.due[rt] = r.now().Add(again)
@@ -221,8 +222,8 @@ func (r *resolver) resolve(rt *route) {
 // a better one may be about to appear.
 func (r *resolver) settling(rt *route, i int, file identity) time.Duration {
 	switch {
-	case i == 0, i == rt.chosen, rt.chosen < len(rt.paths) && i < rt.chosen:
-		return 0 // the best, the same as before, or better than that
+	case i == 0, i == rt.used, rt.chosen < len(rt.paths) && i < rt.chosen:
+		return 0 // the best, the same as before or back again, or better than that
 	case rt.chosen < i:
 		rt.gone, rt.chosen = r.now(), len(rt.paths)
 	}

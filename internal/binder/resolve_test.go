@@ -147,6 +147,24 @@ func TestLessSpecificWaits(t *testing.T) {
 	s.expect(1, "default.sock")
 }
 
+// TestReturnIsAtOnce: a receiver that restarts finds its clients at once, and
+// another one that is less specific does not get them meanwhile.
+func TestReturnIsAtOnce(t *testing.T) {
+	s := newScene(t)
+	s.receiver("default.sock")
+	r := s.receiver("80.sock")
+	s.later(time.Second)
+	s.want(1, four)
+	s.expect(1, "80.sock")
+	r.Close()
+	s.changed("80.sock")
+	s.expect(1, "wait")
+	s.later(100 * time.Millisecond)
+	s.receiver("80.sock")
+	s.changed("80.sock")
+	s.expect(1, "80.sock")
+}
+
 func TestDeadSocketIsWaitedFor(t *testing.T) {
 	s := newScene(t)
 	s.receiver("default.sock")

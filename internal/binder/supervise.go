@@ -171,7 +171,7 @@ func (b *binder) bury(e childEvent) error {
 	}
 	b.log.Error("dispatcher ended, starting another", "pid", c.cmd.Process.Pid, "reason", reasonOf(c, e.status))
 	b.failReload(errors.New("the dispatcher ended while it took the new table"))
-	if b.everServed == false && c.table == 0 {
+	if !b.everServed && c.table == 0 {
 		return fmt.Errorf("dispatcher does not start: %w", reasonOf(c, e.status))
 	}
 	if time.Since(c.started) > calmTime {

@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
@@ -63,7 +64,7 @@ func (w *worker) logConnection(c *connection, outcome string) {
 	if c.rule >= 0 {
 		line = w.plan.Table.Rules[c.rule].Line
 	}
-	w.log.LogAttrs(nil, slog.LevelInfo, "connection",
+	w.log.LogAttrs(context.Background(), slog.LevelInfo, "connection",
 		slog.String("client", client), slog.String("listener", c.l.Name), slog.Int("rule", c.rule+1),
 		slog.Int("line", line), slog.String("target", w.targetName(c.target)), slog.Duration("wait", wait), slog.String("outcome", outcome))
 }

@@ -73,10 +73,10 @@ func (want Expectation) check(status map[string]string) error {
 		}
 	}
 	if status["NoNewPrivs"] != "1" {
-		return fmt.Errorf("NoNewPrivs is %q, not 1", status["NoNewPrivs"])
+		return fmt.Errorf("field %s is %q, not 1", "NoNewPrivs", status["NoNewPrivs"])
 	}
 	if want.Seccomp && status["Seccomp"] != "2" {
-		return fmt.Errorf("Seccomp is %q, not 2", status["Seccomp"])
+		return fmt.Errorf("field %s is %q, not 2", "Seccomp", status["Seccomp"])
 	}
 	if want.NonRoot {
 		return checkNonRoot(status)

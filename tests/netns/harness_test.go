@@ -253,13 +253,3 @@ func freePort(t *testing.T) int {
 }
 
 var portNumber atomic.Int32
-
-// writeFile writes a file for a test and returns its path.
-func writeFile(t *testing.T, name, content string, mode os.FileMode) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), name)
-	if err := os.WriteFile(path, []byte(content), mode); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
