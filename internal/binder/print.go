@@ -110,7 +110,7 @@ func stateText(p PathStatus) string {
 	case p.Live:
 		return "live"
 	case p.Wanted:
-		return "absent, connections wait"
+		return "absent, clients came for it"
 	}
 	return "absent"
 }

@@ -178,6 +178,7 @@ func (r *resolver) drop(id uint32) {
 // news: to the most specific receiver that lives; a dead socket file means
 // that its daemon restarts, so it is waited for.
 func (r *resolver) resolve(rt *route) {
+	_, settling := r.due[rt]
 	delete(r.due, rt)
 	if !isDirectory(rt.dir) {
 		r.send(privsep.Message{Kind: privsep.Route, Table: r.table, ID: rt.id})
@@ -194,6 +195,9 @@ func (r *resolver) resolve(rt *route) {
 		}
 		if wait := r.settling(rt, i, file); wait > 0 {
 			r.due[rt] = r.now().Add(wait)
+			if !settling && rt.sink != nil {
+				r.hope(rt.sink)
+			}
 			break
 		}
 		rt.chosen, rt.used = i, i
@@ -270,6 +274,16 @@ func (r *resolver) absent(s *sink) {
 		return
 	}
 	s.live = false
+	s.version++
+	r.send(privsep.Message{Kind: privsep.Sink, Table: r.table, ID: s.id, Value: s.version, State: privsep.Absent})
+}
+
+// hope tells the dispatcher that s, which it may have given up, is about to be
+// served: connections are to be held again.
+func (r *resolver) hope(s *sink) {
+	if s.live {
+		return
+	}
 	s.version++
 	r.send(privsep.Message{Kind: privsep.Sink, Table: r.table, ID: s.id, Value: s.version, State: privsep.Absent})
 }

@@ -187,7 +187,7 @@ func (b *binder) bury(e childEvent) error {
 
 // bury1 is the end of the last dispatcher.
 func (b *binder) bury1(c *child, status error) error {
-	if !c.drained {
+	if !c.drained && status != nil { // it ends with 0 only when it has delivered everything
 		b.log.Warn("dispatcher ended before everything held was delivered", "reason", reasonOf(c, status))
 	}
 	return errStopped

@@ -67,6 +67,7 @@ func (w *worker) swap(id uint32, plan *Plan, counters *Counters) {
 	for lid, l := range w.listeners {
 		if !stay[lid] {
 			w.retire(l)
+			l.removed = true
 			delete(w.listeners, lid)
 		}
 	}

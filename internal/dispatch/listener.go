@@ -22,11 +22,12 @@ type listener struct {
 
 	// direct is set where no rule has to be asked: every connection of the
 	// family goes to this route, by rule sole (-1: none).
-	direct [privsep.Unix + 1]*route
-	sole   int
-	asks   bool // getsockname is needed: a rule or target looks at what the client dialled
-	lately int  // connections that came at once, less one
-	paused int  // reasons why it is out of the epoll set
+	direct  [privsep.Unix + 1]*route
+	sole    int
+	asks    bool // getsockname is needed: a rule or target looks at what the client dialled
+	removed bool // by a reload
+	lately  int  // connections that came at once, less one
+	paused  int  // reasons why it is out of the epoll set
 }
 
 func newListener(p ListenerPlan, fd, index int) *listener {

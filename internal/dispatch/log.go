@@ -45,7 +45,12 @@ func (w *worker) complain(what, about string, errno unix.Errno) {
 }
 
 // targetName names target i in messages.
-func (w *worker) targetName(i int) string { return w.plan.Table.Targets[i].Name }
+func (w *worker) targetName(i int) string {
+	if i < 0 {
+		return "reject"
+	}
+	return w.plan.Table.Targets[i].Name
+}
 
 // logConnection writes the line that --log-connections asks for.
 func (w *worker) logConnection(c *connection, outcome string) {

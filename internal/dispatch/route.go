@@ -66,6 +66,7 @@ func (w *worker) choose(c *connection) bool {
 	if i, ok := w.rules.Lookup(&c.facts); ok {
 		c.rule = i
 		if r := &w.plan.Table.Rules[i]; r.Reject {
+			c.target = -1
 			t := w.tally(c)
 			if c.since.IsZero() {
 				t.accepted()
@@ -174,11 +175,14 @@ func (w *worker) dropRoute(r *route) {
 }
 
 // tally returns the counts that c moves. A listener that a reload removed has
-// none of its own any more.
+// none of its own any more, and a connection that is rejected has no target.
 func (w *worker) tally(c *connection) *tally {
-	w.counts = tally{&w.orphans, w.counters.Rule(c.rule), w.counters.Target(c.target)}
-	if w.listeners[c.l.ID] == c.l {
+	w.counts = tally{&w.orphans, w.counters.Rule(c.rule), &w.orphans}
+	if !c.l.removed {
 		w.counts[0] = w.counters.Listener(c.l.index)
+	}
+	if c.target >= 0 {
+		w.counts[2] = w.counters.Target(c.target)
 	}
 	return &w.counts
 }

@@ -242,10 +242,10 @@ func (w *worker) sinkMessage(m privsep.Message) {
 		w.sinks[m.ID] = s
 	}
 	w.disconnect(s)
-	s.version, s.told = m.Value, false
+	s.version, s.told, s.expired = m.Value, false, false
 	if m.State == privsep.Live {
 		s.fd, s.state = m.FDs[0], privsep.Live
-		s.since, s.expired = time.Time{}, false
+		s.since = time.Time{}
 	}
 	w.pump(s)
 }

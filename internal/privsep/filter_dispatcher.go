@@ -25,7 +25,7 @@ func workRules() []Rule {
 	const sendFlags = unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
 	const recvFlags = unix.MSG_DONTWAIT | unix.MSG_CMSG_CLOEXEC
 	return []Rule{
-		{Call: "accept4", If: []Arg{{Index: 3, Value: unix.SOCK_CLOEXEC}}, Why: "listener.accept"},
+		{Call: "accept4", Why: "worker.accept"}, // no condition: so the kernel need not run the filter for it
 		{Call: "sendmsg", If: []Arg{{Index: 2, Value: sendFlags}}, Why: "fdpass.Packet.Send, fdpass.Send: MSG_FASTOPEN would connect"},
 		{Call: "recvmsg", If: []Arg{{Index: 0, Value: ControlFD}, {Index: 2, Value: recvFlags}}, Why: "worker.readControl"},
 		{Call: "getsockname", Why: "listener.localAddress"},

@@ -59,8 +59,12 @@ func startBatch(cmd *exec.Cmd) error {
 
 // setPolicy sets the scheduling policy of the calling thread.
 func setPolicy(policy uint32) error {
-	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: policy}
-	if err := unix.SchedSetAttr(0, &attr, 0); err != nil {
+	attr, err := unix.SchedGetAttr(0, 0) // the nice value is in it, and stays
+	if err != nil {
+		return fmt.Errorf("sched_getattr: %w", err)
+	}
+	attr.Policy = policy
+	if err := unix.SchedSetAttr(0, attr, 0); err != nil {
 		return fmt.Errorf("sched_setattr: %w", err)
 	}
 	return nil
