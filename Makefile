@@ -42,7 +42,7 @@ INSTALLED = $(PROGRAMS:%=$(BIN)/%) \
 	$(UNITS:%=$(UNIT)/%) $(CONF)/sysusers.d/socketbox.conf $(CONF)/tmpfiles.d/socketbox.conf \
 	$(DOC)/socketbox.toml.example $(LIB)/libsocketbox-preload.so
 
-.PHONY: build static deps test netns demo bench fuzz compat lint man install uninstall clean help missing FORCE
+.PHONY: build static deps test netns demo bench fuzz compat docker lint man install uninstall clean help missing FORCE
 
 build: missing $(PROGRAMS:%=bin/%) bin/libsocketbox-preload.so ## build the programs into bin/
 
@@ -93,9 +93,13 @@ bench: build ## measure speed (no test: a slow machine fails nothing)
 fuzz: ## run every fuzz target for FUZZTIME (30s)
 	@scripts/fuzz $(FUZZTIME) $(TAGS)
 
-compat: build ## make docs/compatibility.md by running real daemons (installs them; takes minutes)
-	@tests/compat/deps
-	go test -tags compat -count=1 -timeout 30m ./tests/compat/ -o ../../docs/compatibility.md
+compat: build ## run real daemons behind socketbox and write docs/compatibility.md (root; 4 minutes)
+	@tests/compat/deps compat
+	go test $(TAGS),compat -count=1 -timeout 20m -v ./tests/compat -args -table ../../docs/compatibility.md
+
+docker: build ## run docs/examples: nginx in Docker and in bubblewrap, without any network (root)
+	@tests/compat/deps docker
+	go test $(TAGS),docker -count=1 -timeout 10m -v ./tests/docker
 
 lint: build ## check formatting, code, scripts, units and manual pages
 	@scripts/deps lint
