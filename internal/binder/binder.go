@@ -14,6 +14,7 @@ import (
 
 	"socketbox/internal/listen"
 	"socketbox/internal/privsep"
+	"socketbox/internal/resident"
 )
 
 // binder is the whole state of the binder; only its own goroutine touches it.
@@ -239,5 +240,5 @@ func (b *binder) announce() {
 		"directory", b.active.cfg.Dir, "control", b.h.Control)
 	b.notify("READY=1", b.statusLine())
 	debug.FreeOSMemory()
-	privsep.Trimmer()()
+	resident.Trimmer()()
 }

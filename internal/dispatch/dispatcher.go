@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"socketbox/internal/privsep"
+	"socketbox/internal/resident"
 )
 
 // Run is the dispatcher's life: confine itself, say so, then do what the
@@ -26,7 +27,7 @@ func Run(newLog func(format, level string) *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	trim := privsep.Trimmer()
+	trim := resident.Trimmer()
 	if err := privsep.ConfineDispatcher(); err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"socketbox/internal/handoff"
 	"socketbox/internal/inetd/spawn"
 	"socketbox/internal/logging"
+	"socketbox/internal/resident"
 )
 
 // server is one socketbox-inetd. Only its loop's goroutine touches it.
@@ -213,6 +214,7 @@ func (s *server) ready() {
 	s.log.Info("receiving connections", "socket", s.receiver.Path(), "command", strings.Join(s.o.Command, " "),
 		"max", s.o.Max, "max-per-source", s.o.MaxPerSource, "rate", s.o.Rate.String())
 	notify("READY=1\nSTATUS=Receiving on " + s.receiver.Path())
+	resident.Trimmer()() // of what only the start needed
 }
 
 // close closes everything; what still waits is reset.

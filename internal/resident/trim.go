@@ -1,4 +1,5 @@
-package privsep
+// Package resident keeps a long-running process small. It needs no privilege.
+package resident
 
 import (
 	"bufio"
