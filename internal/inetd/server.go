@@ -211,10 +211,10 @@ func (s *server) open() error {
 
 // ready tells that connections are received from here on.
 func (s *server) ready() {
+	resident.Trimmer()() // of what only the start needed
 	s.log.Info("receiving connections", "socket", s.receiver.Path(), "command", strings.Join(s.o.Command, " "),
 		"max", s.o.Max, "max-per-source", s.o.MaxPerSource, "rate", s.o.Rate.String())
 	notify("READY=1\nSTATUS=Receiving on " + s.receiver.Path())
-	resident.Trimmer()() // of what only the start needed
 }
 
 // close closes everything; what still waits is reset.
