@@ -98,6 +98,9 @@ func needPython(t *testing.T) string {
 		if os.Getenv("NETNS") == "require" {
 			t.Fatal(err)
 		}
+		if os.Getenv("NETNS") == "require" {
+			t.Fatal(err)
+		}
 		t.Skip(err)
 	}
 	return python
