@@ -421,27 +421,6 @@ func earliest(a, b time.Time) time.Time {
 	return a
 }
 
-// complain logs why a path can't be used, once in a while for each reason.
-func (r *resolver) complain(path string, err error) {
-	const every = 10 * time.Second
-	args := []any{"path", path, "reason", err}
-	if errors.Is(err, unix.EACCES) {
-		var why *accessError
-		if errors.As(mayAccess(path, unix.Geteuid(), unix.Getegid(), 2), &why) {
-			args = append(args, "because", why, "hint", why.Hint())
-		}
-	}
-	text := fmt.Sprint(args...)
-	if last, ok := r.denied[text]; ok && r.now().Sub(last) < every {
-		return
-	}
-	if len(r.denied) >= maxRoutes {
-		clear(r.denied)
-	}
-	r.denied[text] = r.now()
-	r.log.Warn("can't use socket", args...)
-}
-
 func identityOf(path string) (identity, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
