@@ -32,6 +32,10 @@ type deadline struct {
 
 // start makes a child for c, which it owns from here on.
 func (s *server) start(c *connection, now time.Time) {
+	if s.hurried(now) {
+		s.childSignal.set(false)
+	}
+	s.lastStart = now
 	s.vars = appendVars(s.vars[:0], c, s.admission.number(c))
 	pid, launch, err := s.spawner.Start(c.fd, s.vars)
 	if err != nil {

@@ -133,6 +133,16 @@ func (s *server) closeReceiver() {
 // nothing else wakes the loop.
 const settleEvery = time.Millisecond
 
+// While children have been started lately their ends are looked for this often;
+// afterwards SIGCHLD tells, and also while nothing goes on without an end.
+const (
+	reapEvery = 5 * time.Millisecond
+	lately    = 100 * time.Millisecond
+)
+
+// hurried tells whether a child was started lately.
+func (s *server) hurried(now time.Time) bool { return now.Sub(s.lastStart) < lately }
+
 // wait sleeps until there is something to do: a datagram that may be taken,
 // a child's end, a signal, a time.
 func (s *server) wait(now time.Time) {
@@ -155,6 +165,11 @@ func (s *server) wait(now time.Time) {
 	}
 	if d, ok := s.kills.first(); ok {
 		sooner(d.at.Sub(now))
+	}
+	if s.hurried(now) && !full && !s.stopping {
+		sooner(reapEvery)
+	} else {
+		s.childSignal.set(true)
 	}
 	s.signals.sleeping.Store(true)
 	defer s.signals.sleeping.Store(false)

@@ -31,6 +31,9 @@ type server struct {
 	admission *admission
 	signals   *signals
 
+	childSignal childSignal
+	lastStart   time.Time // of a child
+
 	children  map[int]*child
 	launching []*child  // whose program does not run yet
 	timeouts  list.List // of *child, oldest first
