@@ -48,6 +48,7 @@ ends now, USR1 writes the state to the log.`,
 	f.StringVar(&o.LogFormat, "log", "text", "log `FORMAT`: text or json")
 	f.StringVar(&o.LogLevel, "log-level", "info", "least `LEVEL` to log: debug, info, warn, error")
 	f.BoolVar(&o.LogConnections, "log-connections", false, "log one line per connection")
+	f.BoolVar(&o.Takeover, "takeover", false, "take everything over from the instance that runs, which ends: nothing is lost")
 	return c
 }
 

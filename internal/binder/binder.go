@@ -38,6 +38,12 @@ type binder struct {
 	drainingSince time.Time
 	reload        *reload // under way
 
+	before    int       // conversation with the instance to take over from, -1: none
+	yield     *yielding // to the instance that takes over, under way
+	adopted   []held    // for the next dispatcher that serves
+	succeeded bool      // another instance has taken over
+	failed    error     // ends the binder
+
 	fromChild chan childEvent
 	calls     chan func() // work that another goroutine wants done here
 }
@@ -59,7 +65,7 @@ func Run(newLog func(format, level string) *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if err := b.start(fds[1:]); err != nil {
+	if err := b.start(fds); err != nil {
 		return err
 	}
 	defer b.end()
@@ -76,10 +82,6 @@ func newBinder(state []byte, fds []int, newLog func(format, level string) *slog.
 	if err := json.Unmarshal(state, &b.h); err != nil {
 		return nil, fmt.Errorf("read inherited state: %w", err)
 	}
-	if len(fds) < 2 {
-		return nil, fmt.Errorf("read inherited state: %d descriptors", len(fds))
-	}
-	b.control = fds[0]
 	b.log = newLog(b.h.Options.LogFormat, b.h.Options.LogLevel)
 	if err := privsep.ConfineBinder(); err != nil {
 		return nil, err
@@ -90,6 +92,10 @@ func newBinder(state []byte, fds []int, newLog func(format, level string) *slog.
 // start makes the first table and the first dispatcher: start-up is the first
 // reload.
 func (b *binder) start(fds []int) error {
+	fds, err := b.takeFDs(fds)
+	if err != nil {
+		return err
+	}
 	cfg, err := b.h.config()
 	if err != nil {
 		return err
@@ -108,10 +114,33 @@ func (b *binder) start(fds []int) error {
 	if b.active, err = b.makeTable(cfg, listeners); err != nil {
 		return err
 	}
-	if err := b.serveControl(); err != nil {
-		return err
+	if b.before < 0 { // else it is still the predecessor who answers
+		if err := b.serveControl(); err != nil {
+			return err
+		}
 	}
 	return b.spawn()
+}
+
+// takeFDs takes the control socket and the conversation with a predecessor
+// off the inherited descriptors, and returns the rest.
+func (b *binder) takeFDs(fds []int) ([]int, error) {
+	b.before = -1
+	head := 1
+	if b.h.Predecessor != 0 {
+		head = 2
+	}
+	if len(fds) <= head {
+		return nil, fmt.Errorf("read inherited state: %d descriptors", len(fds))
+	}
+	b.control = fds[0]
+	if head == 2 {
+		b.before = fds[1]
+		if err := unix.SetNonblock(b.before, true); err != nil {
+			return nil, fmt.Errorf("conversation with the instance before: %w", err)
+		}
+	}
+	return fds[head:], nil
 }
 
 // loop treats one event after another until the binder is to end.
@@ -130,6 +159,9 @@ func (b *binder) loop() error {
 			err = b.hear(e)
 		case call := <-b.calls:
 			call()
+			if err = b.failed; b.succeeded {
+				err = errStopped
+			}
 		case e := <-b.watch.Events:
 			b.resolver.changed(e.Name)
 		case e := <-b.watch.Errors:
@@ -195,10 +227,12 @@ func (b *binder) drain() {
 // end is the last that a binder does: it leaves no dispatcher and, where it
 // may, no control socket behind.
 func (b *binder) end() {
-	unix.Unlink(b.h.Control)
-	for _, l := range b.active.listeners {
-		if l.description.Network == "unix" {
-			unix.Unlink(l.description.Path)
+	if !b.succeeded && b.before < 0 { // else the paths are another instance's
+		unix.Unlink(b.h.Control)
+		for _, l := range b.active.listeners {
+			if l.description.Network == "unix" {
+				unix.Unlink(l.description.Path)
+			}
 		}
 	}
 	if c := b.child; c != nil {
@@ -224,11 +258,33 @@ func (b *binder) installed(c *child, m privsep.Message) error {
 	if b.reload != nil && b.reload.next.id == m.ID {
 		b.commitReload()
 	}
-	if !b.everServed {
-		b.everServed = true
-		b.announce()
+	b.adoptHeld()
+	if b.everServed {
+		return nil
 	}
+	b.everServed = true
+	if b.before >= 0 {
+		go b.succeed(b.before)
+		return nil
+	}
+	b.announce()
 	return nil
+}
+
+// dispatcher returns the pid of the dispatcher, 0 while there is none.
+func (b *binder) dispatcher() int {
+	if b.child == nil {
+		return 0
+	}
+	return b.child.cmd.Process.Pid
+}
+
+// succession tells the service manager that the main process is another now.
+func (b *binder) succession() []string {
+	if b.h.Predecessor == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("MAINPID=%d", os.Getpid())}
 }
 
 // announce says that the binder serves.
@@ -236,9 +292,10 @@ func (b *binder) announce() {
 	for _, l := range b.active.listeners {
 		b.log.Info("listening", "listener", l.description.Name, "address", l.description.String())
 	}
-	b.log.Info("serving", "pid", os.Getpid(), "uid", os.Geteuid(), "dispatcher", b.child.cmd.Process.Pid,
+	b.log.Info("serving", "pid", os.Getpid(), "uid", os.Geteuid(), "dispatcher", b.dispatcher(),
 		"directory", b.active.cfg.Dir, "control", b.h.Control)
-	b.notify("READY=1", b.statusLine())
+	b.before = -1
+	b.notify(append(b.succession(), "READY=1", b.statusLine())...)
 	debug.FreeOSMemory()
 	resident.Trimmer()()
 }

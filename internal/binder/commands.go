@@ -33,7 +33,11 @@ func dial(dir string) (*session, error) {
 	if err != nil {
 		return nil, dialError(path, err)
 	}
-	file := os.NewFile(uintptr(fd), path)
+	return newSession(os.NewFile(uintptr(fd), path))
+}
+
+// newSession takes over file, which is non-blocking.
+func newSession(file *os.File) (*session, error) {
 	file.SetDeadline(time.Now().Add(controlTime))
 	raw, err := file.SyscallConn()
 	if err != nil {
@@ -59,8 +63,13 @@ func (s *session) ask(q request, fds ...int) ([]int, error) {
 	if err := sendPacket(s.raw, q, fds); err != nil {
 		return nil, fmt.Errorf("ask the binder: %w", err)
 	}
+	return s.answer()
+}
+
+// answer waits for one answer, whose descriptors the caller owns.
+func (s *session) answer() ([]int, error) {
 	buf := make([]byte, 2*maxControlPacket)
-	m, err := receivePacket(s.raw, buf, 1)
+	m, err := receivePacket(s.raw, buf, fdsPerPacket)
 	if err != nil {
 		return nil, fmt.Errorf("the binder's answer: %w", err)
 	}

@@ -30,7 +30,9 @@ const (
 
 // request is what a command asks of the binder.
 type request struct {
-	Op string `json:"op"` // "status"; "reload", which "sockets" may follow and "apply" ends
+	// Op is "status"; "reload", which "sockets" may follow and "apply" ends;
+	// "takeover", which "yield" follows, and "farewell" after its answers.
+	Op string `json:"op"`
 	// Indexes says which listeners of the new configuration the descriptors
 	// of a "sockets" packet are.
 	Indexes []int `json:"indexes,omitempty"`
@@ -147,6 +149,12 @@ func (c *client) serveRequest() bool {
 	case "apply":
 		m.Close()
 		return c.apply()
+	case "takeover":
+		m.Close()
+		return c.bequeath()
+	case "yield":
+		m.Close()
+		return c.yield()
 	}
 	m.Close()
 	c.answer(fmt.Errorf("request %q is unknown to this version", q.Op), nil)

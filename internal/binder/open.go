@@ -17,10 +17,13 @@ import (
 // inherited by LISTEN_FDS (sd_listen_fds(3)) where one fits, else bound now.
 // All failures are reported together. Inherited sockets that no listener asks
 // for are listeners of their own, unless there is a configuration file.
-func openListeners(cfg *config.Config, h *handover) ([]int, error) {
+func openListeners(cfg *config.Config, h *handover, p *predecessor) ([]int, error) {
 	inherited, err := inheritedSockets()
 	if err != nil {
 		return nil, err
+	}
+	if p != nil {
+		inherited = append(inherited, p.inherited()...)
 	}
 	fds, err := openMissing(cfg.Descriptions(), inherited)
 	if err != nil {
@@ -28,6 +31,11 @@ func openListeners(cfg *config.Config, h *handover) ([]int, error) {
 	}
 	for _, in := range inherited {
 		if in.used {
+			continue
+		}
+		if in.key != "" {
+			h.Warnings = append(h.Warnings, fmt.Sprintf("no longer listening on %s: it is not configured any more", in.d))
+			unix.Close(in.fd)
 			continue
 		}
 		if h.Options.Config != "" {
@@ -48,6 +56,7 @@ func openListeners(cfg *config.Config, h *handover) ([]int, error) {
 type inherited struct {
 	fd   int
 	d    listen.Description
+	key  string // of a running instance's listener, which must be the same in everything
 	used bool
 }
 
@@ -94,7 +103,10 @@ func openMissing(ds []listen.Description, inherited []*inherited) ([]int, error)
 
 func findInherited(inherited []*inherited, d listen.Description) *inherited {
 	for _, in := range inherited {
-		if !in.used && listen.Matches(in.fd, d) == nil {
+		if in.used || in.key != "" && in.key != keyOf(d) {
+			continue
+		}
+		if listen.Matches(in.fd, d) == nil {
 			return in
 		}
 	}

@@ -25,11 +25,12 @@ type Options struct {
 	LogFormat      string
 	LogLevel       string
 	LogConnections bool
+	Takeover       bool // from the instance that runs
 }
 
 // handover is what the privileged stage leaves for the binder. The
-// descriptors that come along are: the control socket, then the listeners in
-// order.
+// descriptors that come along are: the control socket, the conversation with
+// the predecessor if there is one, then the listeners in order.
 type handover struct {
 	Options   Options
 	Text      []byte // of the configuration file
@@ -39,6 +40,8 @@ type handover struct {
 	Owner     int                  // uid that may change things, besides 0
 	Verify    privsep.Expectation
 	Warnings  []string
+
+	Predecessor int // pid of the instance to take over from; 0: none
 }
 
 // Start is the privileged stage: it reads the configuration, makes the main
@@ -61,19 +64,25 @@ func Start(o Options, log *slog.Logger) error {
 		return err
 	}
 	raiseFileLimit(&h)
+	var before *predecessor
+	if o.Takeover {
+		if before, err = findPredecessor(cfg); err != nil {
+			return err
+		}
+		defer before.close()
+	}
 	if err := makeMainDirectory(cfg.Dir, account); err != nil {
 		return err
 	}
-	listeners, err := openListeners(cfg, &h)
+	listeners, err := openListeners(cfg, &h, before)
 	if err != nil {
 		return err
 	}
-	control, path, err := bindControl(cfg.Dir, account)
+	control, err := h.takeControl(cfg.Dir, account, before)
 	if err != nil {
 		closeAll(listeners)
 		return err
 	}
-	h.Control = path
 	h.warnUnreadable(account)
 	for _, warning := range h.Warnings {
 		log.Warn(warning)
@@ -82,9 +91,24 @@ func Start(o Options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	err = privsep.Reexec(privsep.Binder, id, state, append([]int{control}, listeners...))
-	unix.Unlink(path)
+	err = privsep.Reexec(privsep.Binder, id, state, append(control, listeners...))
+	if before == nil {
+		unix.Unlink(h.Control)
+	}
 	return err
+}
+
+// takeControl returns the control socket, bound anew or the predecessor's
+// with the conversation.
+func (h *handover) takeControl(dir string, a account, before *predecessor) ([]int, error) {
+	if before == nil {
+		fd, path, err := bindControl(dir, a)
+		h.Control = path
+		return []int{fd}, err
+	}
+	fd, err := before.fd()
+	h.Control, h.Predecessor = before.estate.Control, before.estate.PID
+	return []int{before.control, fd}, err
 }
 
 // readConfig reads the file into h.Text. Without a file and --listen there

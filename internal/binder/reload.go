@@ -94,7 +94,7 @@ func (b *binder) prepareReload(text []byte, opened map[int]int) (*reload, error)
 	switch {
 	case b.reload != nil:
 		return fail(errors.New("another reload is under way"))
-	case b.child == nil || b.child.table == 0 || b.draining:
+	case b.child == nil || b.child.table == 0 || b.draining || b.yield != nil:
 		return fail(errors.New("not serving at the moment, try again"))
 	}
 	cfg, err := b.parseAnew(text)

@@ -84,10 +84,7 @@ func (b *binder) status() *Status {
 	t := b.active
 	s := &Status{
 		PID: os.Getpid(), UID: os.Geteuid(), Since: b.started, Config: b.h.Options.Config, Dir: t.cfg.Dir,
-		Restarts: b.restarts, HoldTotal: t.plan.HoldTotal,
-	}
-	if b.child != nil {
-		s.Dispatcher = b.child.cmd.Process.Pid
+		Dispatcher: b.dispatcher(), Restarts: b.restarts, HoldTotal: t.plan.HoldTotal,
 	}
 	for i, l := range t.listeners {
 		counts := l.base.Add(t.counters.Listener(i).Snapshot())

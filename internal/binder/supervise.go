@@ -138,6 +138,8 @@ func (b *binder) obey(c *child, m privsep.Message) error {
 		if current {
 			b.resolver.drop(m.ID)
 		}
+	case privsep.Held:
+		return b.keepHeld(m)
 	case privsep.Drained:
 		c.drained = true
 	}
@@ -168,6 +170,10 @@ func (b *binder) bury(e childEvent) error {
 	b.child = nil
 	if b.draining {
 		return b.bury1(c, e.status)
+	}
+	if b.yield != nil {
+		b.yield.done() // whatever it gave back
+		return nil
 	}
 	b.log.Error("dispatcher ended, starting another", "pid", c.cmd.Process.Pid, "reason", reasonOf(c, e.status))
 	b.failReload(errors.New("the dispatcher ended while it took the new table"))

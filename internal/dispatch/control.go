@@ -51,26 +51,33 @@ func (w *worker) obey(m privsep.Message) error {
 		w.sinkMessage(m)
 	case privsep.Drain:
 		w.drain()
+	case privsep.Yield:
+		w.yield()
+	case privsep.Adopt:
+		w.adopt(m)
 	default:
 		return fmt.Errorf("%w: type %d", privsep.ErrProtocol, m.Kind)
 	}
 	return nil
 }
 
-// tell sends m to the binder, now or as soon as there is room.
+// tell sends m to the binder, now or as soon as there is room. Descriptors
+// that go along are closed here once they are sent.
 func (w *worker) tell(m privsep.Message) {
 	m.Table = w.table
 	if len(w.outbox) == 0 {
 		err := w.control.Send(m)
 		if err == nil {
+			closeAll(m.FDs)
 			return
 		}
 		if !errors.Is(err, unix.EAGAIN) {
+			closeAll(m.FDs)
 			return // the binder is gone; the end of file ends this process
 		}
 		w.watch(unix.EPOLL_CTL_MOD, w.control.FD, unix.EPOLLIN|unix.EPOLLOUT, aboutControl, 0)
 	}
-	if len(w.outbox) < maxOutbox {
+	if len(w.outbox) < maxOutbox || m.Kind == privsep.Held || m.Kind == privsep.Drained {
 		w.outbox = append(w.outbox, m)
 	}
 }
@@ -85,6 +92,7 @@ func (w *worker) flush() error {
 		if err != nil {
 			return fmt.Errorf("write to the binder: %w", err)
 		}
+		closeAll(w.outbox[0].FDs)
 		w.outbox = w.outbox[1:]
 	}
 	w.outbox = nil

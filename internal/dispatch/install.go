@@ -76,7 +76,7 @@ func (w *worker) swap(id uint32, plan *Plan, counters *Counters) {
 	counters.settle()
 	w.table, w.plan, w.counters, w.rules = id, plan, counters, plan.Table.Compile()
 	for i, p := range plan.Listeners {
-		w.adopt(i, p)
+		w.admit(i, p)
 	}
 	for _, c := range waiting {
 		w.replace(c)
@@ -104,8 +104,8 @@ func (w *worker) takeAll() []connection {
 	return all
 }
 
-// adopt makes listener p of the plan the one at index i.
-func (w *worker) adopt(i int, p ListenerPlan) {
+// admit makes listener p of the plan the one at index i.
+func (w *worker) admit(i int, p ListenerPlan) {
 	old := w.listeners[p.ID]
 	fd := w.stash[p.ID]
 	delete(w.stash, p.ID)
@@ -231,10 +231,5 @@ func (w *worker) retire(l *listener) {
 			break
 		}
 	}
-	if l.paused == 0 {
-		w.watch(unix.EPOLL_CTL_DEL, l.fd, 0, aboutListener, l.ID)
-	}
-	unix.Close(l.fd)
-	l.fd = -1
-	l.paused++ // nothing resumes it
+	w.close(l)
 }

@@ -36,6 +36,7 @@ type worker struct {
 	waiting    int                // connections on hold in all
 	exhausted  []*listener        // paused because descriptors ran out
 	draining   bool
+	yielding   bool // to a successor: everything has been given back or is on its way
 	nextSweep  time.Time
 	nextRetry  time.Time
 	hurry      bool   // something is to be tried again at the next retry
@@ -115,6 +116,9 @@ func (w *worker) run() error {
 		}
 		if w.hurry || len(w.holding) > 0 {
 			w.sweep(time.Now())
+		}
+		if w.yielding && len(w.outbox) == 0 {
+			return errEnd
 		}
 		if w.draining && w.waiting == 0 {
 			w.tell(privsep.Message{Kind: privsep.Drained})

@@ -27,7 +27,14 @@ const (
 	Drop                      // d→b: route ID is forgotten
 	Drain                     // b→d: take what is in the backlogs, deliver, end
 	Drained                   // d→b: nothing is held any more
+	Yield                     // b→d: accept no more, give back what is held, end
+	Held                      // d→b: a connection of listener ID that was held; Value: see Mapped
+	Adopt                     // b→d: hold or deliver a connection of listener ID (0: of none that is left)
 )
+
+// Mapped is the Value of a Held or Adopt whose connection is an IPv4 client's on
+// a socket of family AF_INET6. Their Key has the facts of the connection.
+const Mapped = 1
 
 // State is what the dispatcher does with connections for a sink.
 type State uint8
@@ -97,6 +104,9 @@ var shapes = map[Kind]shape{
 	Drop:      {},
 	Drain:     {fromBinder: true},
 	Drained:   {},
+	Yield:     {fromBinder: true},
+	Held:      {fds: 1, key: true},
+	Adopt:     {fromBinder: true, fds: 1, key: true},
 }
 
 const (
