@@ -295,6 +295,7 @@ func (b *binder) announce() {
 	b.log.Info("serving", "pid", os.Getpid(), "uid", os.Geteuid(), "dispatcher", b.dispatcher(),
 		"directory", b.active.cfg.Dir, "control", b.h.Control)
 	b.before = -1
+	b.store(b.active.listeners)
 	b.notify(append(b.succession(), "READY=1", b.statusLine())...)
 	debug.FreeOSMemory()
 	resident.Trimmer()()

@@ -40,6 +40,7 @@ func openListeners(cfg *config.Config, h *handover, p *predecessor) ([]int, erro
 		}
 		if h.Options.Config != "" {
 			h.Warnings = append(h.Warnings, fmt.Sprintf("inherited socket %s is in no [[listener]]: closed", in.d))
+			forget(in.name)
 			unix.Close(in.fd)
 			continue
 		}
@@ -56,6 +57,7 @@ func openListeners(cfg *config.Config, h *handover, p *predecessor) ([]int, erro
 type inherited struct {
 	fd   int
 	d    listen.Description
+	name string // from $LISTEN_FDNAMES
 	key  string // of a running instance's listener, which must be the same in everything
 	used bool
 }
@@ -73,7 +75,7 @@ func inheritedSockets() ([]*inherited, error) {
 		if listen.CheckName(p.Name) == nil {
 			d.Name = p.Name
 		}
-		found = append(found, &inherited{fd: p.FD, d: d})
+		found = append(found, &inherited{fd: p.FD, d: d, name: p.Name})
 	}
 	return found, errors.Join(problems...)
 }

@@ -230,6 +230,8 @@ func (b *binder) commitReload() {
 	for _, l := range r.opened {
 		b.log.Info("listening", "listener", l.description.Name, "address", l.description.String())
 	}
+	b.unstore(r.closing)
+	b.store(r.opened)
 	b.log.Info("configuration reloaded", "listeners", len(b.active.listeners), "rules", len(b.active.plan.Table.Rules))
 	r.done(nil)
 }

@@ -322,8 +322,9 @@ func monotonicMicros() int64 {
 
 // manager stands in for a service manager's notification socket.
 type manager struct {
-	path string
-	conn *net.UnixConn
+	path  string
+	conn  *net.UnixConn
+	store map[string]*os.File // descriptors that it was given to keep, by FDNAME
 }
 
 func newManager(t *testing.T, path string) *manager {
@@ -335,25 +336,84 @@ func newManager(t *testing.T, path string) *manager {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
-	return &manager{path, conn}
+	m := &manager{path, conn, map[string]*os.File{}}
+	t.Cleanup(func() {
+		conn.Close()
+		for _, f := range m.store {
+			f.Close()
+		}
+	})
+	return m
 }
 
-// hears waits for the next message and fails the test unless it has all words.
+// hears waits for the next message that is not about stored descriptors and
+// fails the test unless it has all words.
 func (m *manager) hears(t *testing.T, words ...string) string {
 	t.Helper()
-	buf := make([]byte, 4096)
+	said := ""
+	for stored := true; stored; {
+		said, stored = m.receive(t, words)
+	}
+	for _, w := range words {
+		if !strings.Contains(said, w) {
+			t.Errorf("the service manager was told %q, expected %q", said, w)
+		}
+	}
+	return said
+}
+
+// receive reads one message; stored says that it was about the store.
+func (m *manager) receive(t *testing.T, words []string) (said string, stored bool) {
+	t.Helper()
+	buf, oob := make([]byte, 4096), make([]byte, 256)
 	m.conn.SetReadDeadline(time.Now().Add(5 * time.Second))
-	n, err := m.conn.Read(buf)
+	n, oobn, _, _, err := m.conn.ReadMsgUnix(buf, oob)
 	if err != nil {
 		t.Fatalf("the service manager waits for %q: %v", words, err)
 	}
-	for _, w := range words {
-		if !strings.Contains(string(buf[:n]), w) {
-			t.Errorf("the service manager was told %q, expected %q", buf[:n], w)
+	said = string(buf[:n])
+	_, name, _ := strings.Cut(said, "FDNAME=")
+	switch {
+	case strings.HasPrefix(said, "FDSTORE=1\n"):
+		messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+		if err != nil || len(messages) != 1 {
+			t.Fatalf("%q brings %d control messages (%v)", said, len(messages), err)
 		}
+		fds, err := unix.ParseUnixRights(&messages[0])
+		if err != nil || len(fds) != 1 {
+			t.Fatalf("%q brings %d descriptors (%v)", said, len(fds), err)
+		}
+		unix.CloseOnExec(fds[0])
+		if again := m.store[name]; again != nil {
+			again.Close()
+		}
+		m.store[name] = os.NewFile(uintptr(fds[0]), name)
+		return said, true
+	case strings.HasPrefix(said, "FDSTOREREMOVE=1\n"):
+		if f := m.store[name]; f != nil {
+			f.Close()
+			delete(m.store, name)
+		}
+		return said, true
 	}
-	return string(buf[:n])
+	return said, false
+}
+
+// passTo has cmd get what is stored, as sd_listen_fds(3) has it.
+func (m *manager) passTo(cmd *exec.Cmd) *exec.Cmd {
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+m.path)
+	if len(m.store) == 0 {
+		return cmd
+	}
+	var names []string
+	for name, f := range m.store {
+		names = append(names, name)
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+	}
+	cmd.Args = append([]string{"/bin/sh", "-c", `export LISTEN_PID=$$; exec "$@"`, "sh"}, cmd.Args...)
+	cmd.Path = "/bin/sh"
+	cmd.Env = append(cmd.Env, fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+	return cmd
 }
 
 // Sockets that come by LISTEN_FDS are served, with or without a configuration

@@ -154,3 +154,55 @@ func halfTakeover(t *testing.T, control string, steps int) {
 		receive(5)
 	}
 }
+
+// A service manager that stops and starts the program, with what it was given
+// to keep, refuses no client: they wait in the backlog. What a reload drops, it
+// is told to forget.
+func TestRestartWithStore(t *testing.T) {
+	const restarts = 5
+	stays, goes := freePort(t), freePort(t)
+	dir := socketDir(t)
+	config := putConfig(t, dir, listeners(stays, goes))
+	m := newManager(t, filepath.Join(filepath.Dir(dir), "notify"))
+	runs := func() *box {
+		b := &box{process: start(t, m.passTo(socketbox(t, here(), 0, "bind", "--dir", dir, "--config", config))), dir: dir}
+		m.hears(t, "READY=1")
+		return b
+	}
+	stops := func(b *box) {
+		b.signal(unix.SIGTERM)
+		m.hears(t, "STOPPING=1")
+		if status := b.wait(10 * time.Second); status != 0 {
+			t.Errorf("exit %d", status)
+		}
+	}
+	b := runs()
+	runReceiver(t, &receiver{Path: filepath.Join(dir, "default.sock")})
+	load := keep(16, time.Millisecond, to(at(stays)))
+	for range restarts {
+		time.Sleep(50 * time.Millisecond)
+		stops(b)
+		time.Sleep(50 * time.Millisecond) // nobody is there, but the clients are
+		b = runs()
+		if len(m.store) != 2 {
+			t.Fatalf("the service manager keeps %d sockets, expected 2", len(m.store))
+		}
+	}
+	c := load.end()
+	t.Log(c)
+	c.allServed(t, c.total())
+
+	putConfig(t, dir, listeners(stays))
+	b.signal(unix.SIGHUP)
+	m.hears(t, "RELOADING=1")
+	m.hears(t, "READY=1")
+	if len(m.store) != 1 {
+		t.Errorf("the service manager keeps %d sockets after a reload that dropped one of two", len(m.store))
+	}
+	stops(b)
+	putConfig(t, dir, listeners(goes))
+	b = runs() // what it keeps is not wanted any more
+	if len(m.store) != 1 || m.store["listener-127.0.0.1_"+fmt.Sprint(goes)] == nil {
+		t.Errorf("the service manager keeps %v", m.store)
+	}
+}
