@@ -23,6 +23,7 @@ type link struct {
 	mu     sync.Mutex
 	queue  []privsep.Message
 	filled chan struct{} // holds one token while the queue may have something
+	mute   bool          // nothing is sent any more
 	closed bool
 }
 
@@ -43,7 +44,7 @@ func newLink(c privsep.Channel) (*link, error) {
 func (l *link) send(m privsep.Message) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
+	if l.mute {
 		closeAll(m.FDs)
 		return
 	}
@@ -65,7 +66,7 @@ func (l *link) write() {
 			err := l.deliver(m)
 			closeAll(m.FDs)
 			if err != nil {
-				l.close() // the reader sees the end, or the process's death is noticed
+				l.silence() // the reader still hears what the partner said before it ended
 				return
 			}
 		}
@@ -118,19 +119,28 @@ func (l *link) receive() (m privsep.Message, ok bool, err error) {
 	return m, ok, err
 }
 
-// close ends the link and what is queued on it. The partner sees an end of
-// file.
-func (l *link) close() {
+// silence ends what is queued on the link, and what would be.
+func (l *link) silence() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
+	if l.mute {
 		return
 	}
-	l.closed = true
+	l.mute = true
 	for _, m := range l.queue {
 		closeAll(m.FDs)
 	}
 	l.queue = nil
 	close(l.filled)
-	l.file.Close()
+}
+
+// close ends the link. The partner sees an end of file.
+func (l *link) close() {
+	l.silence()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.closed {
+		l.closed = true
+		l.file.Close()
+	}
 }

@@ -20,6 +20,8 @@ const (
 	respawns     = 32
 	respawnPause = time.Second
 	calmTime     = 10 * time.Second
+	// endTime is how long a dispatcher that has closed the pair may take to end.
+	endTime = time.Second
 )
 
 // child is a running dispatcher.
@@ -44,7 +46,7 @@ type childEvent struct {
 	status  error // of Wait, if ended
 }
 
-// spawn starts a dispatcher and the goroutines that listen to it.
+// spawn starts a dispatcher and the goroutine that listens to it.
 func (b *binder) spawn() error {
 	cmd, channel, err := privsep.Spawn()
 	if err != nil {
@@ -58,13 +60,19 @@ func (b *binder) spawn() error {
 	}
 	c := &child{cmd: cmd, link: l, started: time.Now()}
 	b.child = c
-	go b.listenTo(c)
-	go func() {
-		status := cmd.Wait()
-		b.fromChild <- childEvent{child: c, ended: true, status: status}
-	}()
+	go b.attend(c)
 	time.AfterFunc(readyTime, func() { b.calls <- func() { b.overdue(c) } })
 	return nil
+}
+
+// attend reports all that a dispatcher says, and only then its end: the last
+// words of one that ends may be connections that it gives back.
+func (b *binder) attend(c *child) {
+	b.listenTo(c)
+	late := time.AfterFunc(endTime, func() { c.cmd.Process.Kill() })
+	status := c.cmd.Wait()
+	late.Stop()
+	b.fromChild <- childEvent{child: c, ended: true, status: status}
 }
 
 func (b *binder) listenTo(c *child) {
@@ -75,7 +83,7 @@ func (b *binder) listenTo(c *child) {
 			return
 		}
 		if !ok {
-			return // its end is reported by Wait
+			return
 		}
 		b.fromChild <- childEvent{child: c, message: m}
 	}

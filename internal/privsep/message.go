@@ -2,6 +2,7 @@ package privsep
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -134,6 +135,9 @@ func (c Channel) Send(m Message) error {
 func (c Channel) Receive() (m Message, ok bool, err error) {
 	var buf [plainSize + keySize + 1]byte
 	packet, err := fdpass.Recv(c.FD, buf[:], 2, unix.MSG_DONTWAIT)
+	if errors.Is(err, unix.ECONNRESET) { // the partner ended and left something unread: said once, ahead of what it sent
+		packet, err = fdpass.Recv(c.FD, buf[:], 2, unix.MSG_DONTWAIT)
+	}
 	if err != nil || packet.N == 0 {
 		packet.Close()
 		return Message{}, false, err
