@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"socketbox/internal/config"
-	"socketbox/internal/dispatch"
 	"socketbox/internal/listen"
 )
 
@@ -257,19 +256,9 @@ func (t *table) inherit(old *table) {
 		for j, was := range old.listeners {
 			if was.id == l.id {
 				l.base = was.base.Add(settled(old.counters.Listener(j)))
+				l.handOff = was.handOff.Add(old.counters.HandOff(j).Snapshot())
 			}
 		}
 	}
-	t.targetBase = map[string]dispatch.Counts{}
-	for i, target := range old.plan.Table.Targets {
-		t.targetBase[target.Name] = old.targetBase[target.Name].Add(settled(old.counters.Target(i)))
-	}
-}
-
-// settled is what a table that is no longer in force leaves: nothing waits,
-// and what waited is counted as accepted by the next.
-func settled(c *dispatch.Counts) dispatch.Counts {
-	s := c.Snapshot()
-	s.Waiting = 0
-	return s
+	t.before = old.sum(settled)
 }

@@ -102,7 +102,7 @@ func (b *binder) status() *Status {
 	}
 	for i, target := range names {
 		s.Targets = append(s.Targets, TargetStatus{target.Name, targetPath(t.destinations[i]),
-			t.targetBase[target.Name].Add(t.counters.Target(i).Snapshot())})
+			t.before.Counts[target.Name].Add(t.counters.Target(i).Snapshot())})
 	}
 	s.Paths = b.resolver.paths()
 	return s

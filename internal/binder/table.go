@@ -19,7 +19,8 @@ type listener struct {
 	id          uint32 // for the dispatcher, never used twice
 	description listen.Description
 	fd          int
-	base        dispatch.Counts // under earlier tables
+	base        dispatch.Counts    // under earlier tables
+	handOff     dispatch.Histogram // under earlier tables
 }
 
 // table is a configuration made ready to be installed: what is in force, or
@@ -34,7 +35,7 @@ type table struct {
 	planFD       int
 	countersFD   int
 	counters     *dispatch.Counters
-	targetBase   map[string]dispatch.Counts
+	before       earlier
 }
 
 // makeTable compiles cfg for the given listeners, in the same order. The

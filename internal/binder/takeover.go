@@ -141,9 +141,10 @@ func (s *session) inheritLegacy() (*legacy, error) {
 func (b *binder) takeLegacy(l *legacy) {
 	for _, own := range b.active.listeners {
 		own.base = own.base.Add(l.Accounts.Listeners[own.key()])
+		own.handOff = own.handOff.Add(l.Accounts.HandOff[own.key()])
 	}
-	if b.active.targetBase == nil {
-		b.active.targetBase = l.Accounts.Targets
+	if b.active.before.Counts == nil {
+		b.active.before = earlier{l.Accounts.Targets, l.Accounts.Causes, l.Accounts.Hold}
 	}
 	b.restarts += l.Accounts.Restarts
 	b.adopted = append(b.adopted, l.Held...)

@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"socketbox/internal/dispatch"
 	"socketbox/internal/listen"
 	"socketbox/internal/privsep"
 )
@@ -43,13 +42,6 @@ func (l *listener) key() string { return keyOf(l.description) }
 func keyOf(d listen.Description) string {
 	d.Name = ""
 	return fmt.Sprintf("%+v", d)
-}
-
-// accounts are the final counts of an instance, by what they are of.
-type accounts struct {
-	Listeners map[string]dispatch.Counts // by key of description
-	Targets   map[string]dispatch.Counts // by name
-	Restarts  uint64
 }
 
 // legacy is what an instance leaves; the descriptors of what was on hold
@@ -149,17 +141,6 @@ func (b *binder) adoptHeld() {
 		b.child.link.send(m)
 	}
 	b.adopted = nil
-}
-
-func (b *binder) accounts() accounts {
-	a := accounts{Listeners: map[string]dispatch.Counts{}, Targets: map[string]dispatch.Counts{}, Restarts: b.restarts}
-	for i, l := range b.active.listeners {
-		a.Listeners[l.key()] = l.base.Add(settled(b.active.counters.Listener(i)))
-	}
-	for i, t := range b.active.plan.Table.Targets {
-		a.Targets[t.Name] = b.active.targetBase[t.Name].Add(settled(b.active.counters.Target(i)))
-	}
-	return a
 }
 
 // bequeath answers a "takeover" request: what there is, and the control

@@ -31,18 +31,30 @@ func (c Counts) Add(o Counts) Counts {
 
 const countsSize = int(unsafe.Sizeof(Counts{}))
 
-// Counters is a table of Counts in a memory file that a dispatcher writes and
-// the binder reads: it outlives the dispatcher. In order: listeners, "no
-// rule", rules, targets.
+// Counters is what a dispatcher writes into a memory file and the binder reads:
+// it outlives the dispatcher. In order: the trace; the Counts of listeners, "no
+// rule", rules, targets; the Causes of each target; the Histograms of listeners
+// (accept to hand-off) and of targets (hold).
 type Counters struct {
+	mapped    []byte
+	trace     *trace
 	all       []Counts
+	causes    []Causes
+	times     []Histogram
 	listeners int
 	rules     int
 }
 
-// slots returns how many Counts a plan needs.
-func (p *Plan) slots() int {
-	return len(p.Listeners) + 1 + len(p.Table.Rules) + len(p.Table.Targets)
+// slots returns how many Counts, Causes and Histograms a plan needs.
+func (p *Plan) slots() (counts, causes, times int) {
+	listeners, targets := len(p.Listeners), len(p.Table.Targets)
+	return listeners + 1 + len(p.Table.Rules) + targets, targets, listeners + targets
+}
+
+// countersSize is the size in bytes of the file that p needs.
+func (p *Plan) countersSize() int {
+	counts, causes, times := p.slots()
+	return traceSize + counts*countsSize + causes*causesSize + times*histogramSize
 }
 
 // NewCountersFile returns a memory file with room for the counters of p, whose
@@ -52,7 +64,7 @@ func NewCountersFile(p *Plan) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("memfd_create: %w", err)
 	}
-	if err := unix.Ftruncate(fd, int64(p.slots()*countsSize)); err != nil {
+	if err := unix.Ftruncate(fd, int64(p.countersSize())); err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("size the counters: %w", err)
 	}
@@ -66,7 +78,7 @@ func NewCountersFile(p *Plan) (int, error) {
 
 // MapCounters maps the counters of p from fd, which stays the caller's.
 func MapCounters(p *Plan, fd int) (*Counters, error) {
-	size := p.slots() * countsSize
+	size := p.countersSize()
 	if seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0); err != nil || seals&unix.F_SEAL_SHRINK == 0 {
 		return nil, fmt.Errorf("map counters: the file is not sealed (%w)", err)
 	}
@@ -78,19 +90,23 @@ func MapCounters(p *Plan, fd int) (*Counters, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map counters: %w", err)
 	}
-	return &Counters{
-		all:       unsafe.Slice((*Counts)(unsafe.Pointer(&b[0])), p.slots()),
-		listeners: len(p.Listeners), rules: len(p.Table.Rules),
-	}, nil
+	counts, causes, times := p.slots()
+	c := &Counters{mapped: b, listeners: len(p.Listeners), rules: len(p.Table.Rules), trace: (*trace)(unsafe.Pointer(&b[0]))}
+	c.all = unsafe.Slice((*Counts)(unsafe.Pointer(&b[traceSize])), counts)
+	causesAt := traceSize + counts*countsSize
+	timesAt := causesAt + causes*causesSize
+	c.causes = unsafe.Slice((*Causes)(unsafe.Pointer(&b[causesAt])), causes)
+	c.times = unsafe.Slice((*Histogram)(unsafe.Pointer(&b[timesAt])), times)
+	return c, nil
 }
 
 // Unmap ends the mapping; the counters can't be used any more.
 func (c *Counters) Unmap() {
-	if c == nil || len(c.all) == 0 {
+	if c == nil || c.mapped == nil {
 		return
 	}
-	unix.Munmap(unsafe.Slice((*byte)(unsafe.Pointer(&c.all[0])), len(c.all)*countsSize))
-	c.all = nil
+	unix.Munmap(c.mapped)
+	*c = Counters{}
 }
 
 // Listener returns the counts of listener i of the plan.
@@ -101,6 +117,15 @@ func (c *Counters) Rule(i int) *Counts { return &c.all[c.listeners+1+i] }
 
 // Target returns the counts of target i.
 func (c *Counters) Target(i int) *Counts { return &c.all[c.listeners+1+c.rules+i] }
+
+// Causes returns why connections of target i failed.
+func (c *Counters) Causes(i int) *Causes { return &c.causes[i] }
+
+// HandOff returns the times from accept to hand-off of listener i.
+func (c *Counters) HandOff(i int) *Histogram { return &c.times[i] }
+
+// Hold returns the times that connections were on hold for target i.
+func (c *Counters) Hold(i int) *Histogram { return &c.times[c.listeners+i] }
 
 // Snapshot reads the counts while the dispatcher goes on writing them.
 func (c *Counts) Snapshot() Counts {
@@ -114,6 +139,9 @@ func (c *Counts) Snapshot() Counts {
 // settle counts what an earlier dispatcher held when it died as failed: the
 // kernel reset it.
 func (c *Counters) settle() {
+	for i := range c.causes {
+		c.causes[i][CauseDied] += c.Target(i).Waiting
+	}
 	for i := range c.all {
 		c.all[i].Failed += c.all[i].Waiting
 		c.all[i].Waiting = 0

@@ -226,6 +226,7 @@ func (w *worker) replace(c connection) {
 // retire takes what is in the backlog of l, so that nobody who was let in is
 // lost, and closes it.
 func (w *worker) retire(l *listener) {
+	w.begin()
 	for range maxBacklog {
 		if !w.serveOne(l) {
 			break

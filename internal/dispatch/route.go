@@ -35,6 +35,7 @@ type connection struct {
 	target int
 	facts  rule.Conn
 	since  time.Time // when it was held
+	port   uint16    // of the client, where facts are known
 	route  *route
 }
 
@@ -45,10 +46,11 @@ func (w *worker) take(l *listener, fd int) {
 		mapped = false
 	}
 	c := connection{fd: fd, l: l, family: family, mapped: mapped, rule: l.sole}
-	if r := l.direct[family]; r != nil && !w.plan.LogConnections {
+	if r := l.direct[family]; r != nil && !w.plan.LogConnections && !w.tracing() {
 		c.target, c.route = int(r.key.Target), r
 	} else {
 		c.facts = w.facts(l, fd)
+		_, c.port = address(&w.peer)
 		if !w.choose(&c) {
 			return
 		}
@@ -73,6 +75,7 @@ func (w *worker) choose(c *connection) bool {
 			}
 			t.rejected()
 			w.logConnection(c, "rejected")
+			w.decide(c, Rejected, 0, 0)
 			reset(c.fd)
 			return false
 		}
@@ -82,7 +85,7 @@ func (w *worker) choose(c *connection) bool {
 		if c.since.IsZero() {
 			w.tally(c).accepted()
 		}
-		w.fail(c, "too many paths are waited for", unix.ENOBUFS)
+		w.fail(c, CausePaths, unix.ENOBUFS)
 		return false
 	}
 	return true
@@ -255,7 +258,7 @@ func (w *worker) noTarget(r *route) {
 	w.release(old)
 	for i := range moved {
 		w.leave(&moved[i])
-		w.fail(&moved[i], "no such socket directory", unix.ENOENT)
+		w.fail(&moved[i], CauseNoDirectory, unix.ENOENT)
 	}
 	if !r.direct {
 		w.dropRoute(r)

@@ -50,10 +50,12 @@ func (w *worker) send(s *sink, c *connection, t *tally) bool {
 	case handoff.Sent:
 		closeFD(c.fd) // at once: a copy kept here would hold back the FIN
 		t.delivered()
+		w.handedOff(c)
 		w.logConnection(c, "delivered")
+		w.decide(c, Delivered, 0, 0)
 		return true
 	case handoff.Refused:
-		w.fail(c, "the kernel refuses to pass it", errno)
+		w.fail(c, CauseRefused, errno)
 		return true
 	case handoff.Full:
 		w.arm(s)
@@ -70,17 +72,18 @@ func (w *worker) send(s *sink, c *connection, t *tally) bool {
 func (w *worker) hold(s *sink, c connection, t *tally) {
 	if !c.facts.Remote.IsValid() && c.since.IsZero() {
 		c.facts = w.facts(c.l, c.fd)
+		_, c.port = address(&w.peer)
 	}
 	limit := w.plan.Table.Targets[c.target].Hold.Connections
 	switch {
 	case s.expired:
-		w.fail(&c, "nobody has received for longer than hold.time", unix.ECONNREFUSED)
+		w.fail(&c, CauseAbsent, unix.ECONNREFUSED)
 		return
 	case s.queue.len() >= limit && s.id != 0 && !w.draining:
-		w.fail(&c, "hold.connections reached", unix.EAGAIN)
+		w.fail(&c, CauseHoldConnections, unix.EAGAIN)
 		return
 	case w.waiting >= w.plan.HoldTotal:
-		w.fail(&c, "hold_total reached", unix.EAGAIN)
+		w.fail(&c, CauseHoldTotal, unix.EAGAIN)
 		return
 	}
 	if c.since.IsZero() {
@@ -88,6 +91,7 @@ func (w *worker) hold(s *sink, c connection, t *tally) {
 	}
 	w.waiting++
 	t.waits(+1)
+	w.decide(&c, Held, 0, s.reason())
 	l := c.l
 	w.enqueue(s, c)
 	w.summon(s)
@@ -100,6 +104,17 @@ func (w *worker) hold(s *sink, c connection, t *tally) {
 	}
 }
 
+// reason is why connections wait for s, 0 while the binder has not answered.
+func (s *sink) reason() unix.Errno {
+	switch {
+	case s.id == 0:
+		return 0
+	case s.state == privsep.Live:
+		return unix.EAGAIN
+	}
+	return unix.ECONNREFUSED
+}
+
 // curtail resets the latest of what waits for s where that is more than the
 // target may hold. It came while the binder was asked for the path: until
 // then nobody knows whether there is anything to wait for.
@@ -110,7 +125,7 @@ func (w *worker) curtail(s *sink) {
 			return
 		}
 		w.leave(c)
-		w.fail(c, "hold.connections reached", unix.EAGAIN)
+		w.fail(c, CauseHoldConnections, unix.EAGAIN)
 		s.queue.popBack()
 	}
 }
@@ -163,6 +178,9 @@ func (w *worker) pump(s *sink) {
 // that paused for s are served first: while clients are plenty, they and s
 // stay as they are in the epoll set, which saves four calls per connection.
 func (w *worker) settle(s *sink) {
+	if len(s.paused) > 0 {
+		w.begin()
+	}
 	for n := 0; s.queue.len() == 0 && len(s.paused) > 0; n++ {
 		l := s.paused[0]
 		if n < batch && s.state == privsep.Live && w.serveOne(l) {
@@ -186,10 +204,10 @@ func (w *worker) expire(s *sink, now time.Time) {
 		case s.state == privsep.Absent && (s.expired || now.Sub(s.since) >= limits.Time):
 			s.expired = true
 			w.leave(c)
-			w.fail(c, "nobody has received for longer than hold.time", unix.ECONNREFUSED)
+			w.fail(c, CauseAbsent, unix.ECONNREFUSED)
 		case s.state == privsep.Live && limits.Busy > 0 && now.Sub(c.since) >= limits.Busy:
 			w.leave(c)
-			w.fail(c, "its receiver was full for longer than hold.busy", unix.EAGAIN)
+			w.fail(c, CauseBusy, unix.EAGAIN)
 		default:
 			return
 		}
@@ -252,10 +270,17 @@ func (w *worker) sinkMessage(m privsep.Message) {
 
 // fail resets c, which has been counted as accepted and doesn't wait any
 // more, and says why.
-func (w *worker) fail(c *connection, reason string, errno unix.Errno) {
+func (w *worker) fail(c *connection, cause Cause, errno unix.Errno) {
 	w.tally(c).failed()
-	w.complain("connection reset: "+reason, w.targetName(c.target), errno)
-	w.logConnection(c, reason)
+	if c.target >= 0 {
+		w.counters.Causes(c.target)[cause]++
+		if !c.since.IsZero() {
+			w.held(c)
+		}
+	}
+	w.complain("connection reset: "+cause.String(), w.targetName(c.target), errno)
+	w.logConnection(c, cause.String())
+	w.decide(c, Failed, cause, errno)
 	reset(c.fd)
 }
 

@@ -46,6 +46,9 @@ type worker struct {
 	orphans    Counts // of listeners that a reload removed
 	files      int    // descriptors that listeners, sinks and waiting connections may take
 
+	born time.Time     // all marks count from here
+	mark time.Duration // when the connection in hand was begun
+
 	busy        bool // the last wait found something
 	peer, local unix.RawSockaddrAny
 	peerLen     uint32
@@ -92,7 +95,7 @@ func newWorker(control privsep.Channel, setLog func(*Plan) *slog.Logger) (*worke
 		routes: map[privsep.Key]*route{}, routeByID: map[uint32]*route{},
 		trim:  func() {},
 		sinks: map[uint32]*sink{}, holding: map[*sink]struct{}{},
-		complaints: map[string]*complaint{},
+		complaints: map[string]*complaint{}, born: time.Now(),
 	}
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
@@ -189,6 +192,7 @@ func (w *worker) watch(op, fd int, events uint32, about int32, id uint32) error 
 // it has to pause. It doesn't ask for one more than came the last time: the
 // next wait tells as well whether there is more, for all listeners at once.
 func (w *worker) serve(l *listener) {
+	w.begin()
 	for n := range batch {
 		if n > l.lately {
 			l.lately = n
