@@ -3,25 +3,23 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"socketbox/internal/handoff"
 	"socketbox/internal/inetd"
 	"socketbox/internal/inetd/spawn"
 	"socketbox/internal/listen"
 	"socketbox/internal/logging"
+	"socketbox/internal/receive"
 )
 
 // flags are the command line as it was typed.
 type flags struct {
 	socket, dir               string
 	port                      uint16
-	mode, group, from         string
+	rights                    receive.Rights
 	stderr, user, chdir, rate string
 	rlimits                   []string
 	nice                      int
@@ -39,9 +37,9 @@ func (f *flags) define(c *cobra.Command) {
 	s.StringVarP(&f.socket, "socket", "s", "", "receive on the Unix socket `PATH`")
 	s.Uint16VarP(&f.port, "port", "p", 0, "receive what comes to port `N`: on N.sock in the socket directory (default: default.sock, whatever has no receiver of its own)")
 	s.StringVar(&f.dir, "dir", "", "socket `DIR` (default $SOCKETBOX_DIR; else /run/socketbox, not root: $XDG_RUNTIME_DIR/socketbox)")
-	s.StringVar(&f.mode, "mode", "0660", "`MODE` of the receiving socket, whatever the umask")
-	s.StringVar(&f.group, "group", "", "`GROUP` of the receiving socket (default: as the directory decides)")
-	s.StringVar(&f.from, "from", "", "take connections from this `UID` (or user name) only")
+	s.StringVar(&f.rights.Mode, "mode", "0660", "`MODE` of the receiving socket, whatever the umask")
+	s.StringVar(&f.rights.Group, "group", "", "`GROUP` of the receiving socket (default: as the directory decides)")
+	s.StringVar(&f.rights.From, "from", "", "take connections from this `UID` (or user name) only")
 
 	s.IntVarP(&f.max, "max", "m", inetd.DefaultMax, "run at most `N` children at once")
 	s.IntVar(&f.maxPerSource, "max-per-source", 0, "run at most `N` at once for one client: an IPv4 address, an IPv6 /64, a uid (0: no limit)")
@@ -117,7 +115,7 @@ func (f *flags) check(c *cobra.Command) error {
 
 // parse reads the flags that have a form of their own.
 func (f *flags) parse(c *cobra.Command, o *inetd.Options) (err error) {
-	if o.Receive, err = f.receive(); err != nil {
+	if o.Receive, err = f.rights.Parse(); err != nil {
 		return err
 	}
 	if f.rate != "" {
@@ -150,36 +148,15 @@ func (f *flags) parse(c *cobra.Command, o *inetd.Options) (err error) {
 	return nil
 }
 
-// receive reads the flags that concern the receiving socket itself.
-func (f *flags) receive() (o handoff.Options, err error) {
-	o = handoff.Options{Group: -1, From: -1}
-	mode, err := strconv.ParseUint(f.mode, 8, 32)
-	if err != nil || mode == 0 || mode > 0o777 {
-		return o, fmt.Errorf("--mode %q: want an octal number, as 0660", f.mode)
-	}
-	o.Mode = fs.FileMode(mode)
-	if f.group != "" {
-		if o.Group, err = inetd.ParseGroup(f.group); err != nil {
-			return o, fmt.Errorf("--group: %w", err)
-		}
-	}
-	if f.from != "" {
-		if o.From, err = inetd.ParseUID(f.from); err != nil {
-			return o, fmt.Errorf("--from: %w", err)
-		}
-	}
-	return o, nil
-}
-
 // place finds the receiving socket: one that the service manager passes, or
 // the path that the flags and the environment give.
-func (f *flags) place() (inetd.Place, error) {
+func (f *flags) place() (receive.Place, error) {
 	passed := listen.Activation()
 	switch len(passed) {
 	case 0:
-		return inetd.PlaceFor(f.socket, f.port, f.dir, os.Getenv)
+		return receive.PlaceFor(f.socket, f.port, f.dir, os.Getenv)
 	case 1:
-		return inetd.Place{Inherited: passed[0].FD}, nil
+		return receive.Place{Inherited: passed[0].FD}, nil
 	}
-	return inetd.Place{}, fmt.Errorf("LISTEN_FDS: %d sockets were passed, one is of use", len(passed))
+	return receive.Place{}, fmt.Errorf("LISTEN_FDS: %d sockets were passed, one is of use", len(passed))
 }

@@ -1,6 +1,10 @@
 package inetd
 
-import "time"
+import (
+	"time"
+
+	"socketbox/internal/peer"
+)
 
 // admission decides who may start now. It knows numbers, not processes.
 //
@@ -18,7 +22,7 @@ type admission struct {
 	running int
 	waiting int
 	ready   queue[*connection]
-	sources map[source]*crowd
+	sources map[peer.Source]*crowd
 }
 
 // crowd is what one source has here.
@@ -31,16 +35,16 @@ func newAdmission(max, perSource, bound int, rate Rate, now time.Time) *admissio
 	return &admission{
 		max: max, perSource: perSource, bound: bound,
 		rate:    newBucket(rate, now),
-		sources: make(map[source]*crowd),
+		sources: make(map[peer.Source]*crowd),
 	}
 }
 
 // add takes a connection that was received.
 func (a *admission) add(c *connection) {
-	from := a.sources[c.source]
+	from := a.sources[c.Source]
 	if from == nil {
 		from = &crowd{}
-		a.sources[c.source] = from
+		a.sources[c.Source] = from
 	}
 	if a.perSource > 0 && from.admitted >= a.perSource {
 		from.waiting.push(c)
@@ -80,7 +84,7 @@ func (a *admission) next() *connection {
 }
 
 // number returns how many connections of c's source are admitted, c included.
-func (a *admission) number(c *connection) int { return a.sources[c.source].admitted }
+func (a *admission) number(c *connection) int { return a.sources[c.Source].admitted }
 
 // again puts c, whose start has failed, back in front, until a pause is over.
 func (a *admission) again(c *connection, pause time.Time) {
@@ -93,7 +97,7 @@ func (a *admission) again(c *connection, pause time.Time) {
 // ended makes room where c was running, for the next one of its source first.
 func (a *admission) ended(c *connection) {
 	a.running--
-	from := a.sources[c.source]
+	from := a.sources[c.Source]
 	from.admitted--
 	if next, ok := from.waiting.pop(); ok {
 		a.waiting--
@@ -101,7 +105,7 @@ func (a *admission) ended(c *connection) {
 		a.ready.push(next)
 	}
 	if from.admitted == 0 {
-		delete(a.sources, c.source)
+		delete(a.sources, c.Source)
 	}
 }
 
@@ -117,7 +121,7 @@ func (a *admission) dropHeld() []*connection {
 		}
 	}
 	for c, ok := a.ready.pop(); ok; c, ok = a.ready.pop() {
-		a.sources[c.source].admitted--
+		a.sources[c.Source].admitted--
 		dropped = append(dropped, c)
 	}
 	a.waiting = 0

@@ -4,12 +4,14 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"socketbox/internal/peer"
 )
 
 func from(address string) *connection {
-	c := &connection{fd: -1, network: "TCP"}
-	c.remote = netip.AddrPortFrom(netip.MustParseAddr(address), 1)
-	c.source.addr = c.remote.Addr()
+	c := &connection{fd: -1, Facts: peer.Facts{Network: peer.TCP}}
+	c.Remote = netip.AddrPortFrom(netip.MustParseAddr(address), 1)
+	c.Source.Addr = c.Remote.Addr()
 	return c
 }
 

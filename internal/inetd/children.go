@@ -66,11 +66,11 @@ func (s *server) startFailed(c *connection, err error, now time.Time) {
 	if errors.As(err, &step) && step.Transient() && !s.forced {
 		s.pause = min(max(2*s.pause, firstPause), lastPause)
 		s.admission.again(c, now.Add(s.pause))
-		s.warn("can't start a child now, trying again", "error", err, "client", c.client())
+		s.warn("can't start a child now, trying again", "error", err, "client", c.Client())
 		return
 	}
 	s.counters.lost++
-	s.warn("can't start a child, connection reset", "error", err, "client", c.client())
+	s.warn("can't start a child, connection reset", "error", err, "client", c.Client())
 	c.refuse()
 	s.admission.ended(c)
 }
@@ -158,7 +158,7 @@ func (s *server) expire(now time.Time) {
 		}
 		s.forgetTimeout(ch)
 		s.counters.timeouts++
-		s.log.Info("child timed out", "pid", ch.pid, "client", ch.conn.client(), "timeout", s.o.Timeout)
+		s.log.Info("child timed out", "pid", ch.pid, "client", ch.conn.Client(), "timeout", s.o.Timeout)
 		s.end(ch, now)
 	}
 	for d, ok := s.kills.first(); ok && !d.at.After(now); d, ok = s.kills.first() {

@@ -12,7 +12,6 @@
 // refused.
 //
 //	options.go      what can be asked for, and the words of the command line
-//	place.go        where the receiving socket is
 //	server.go       Run: from options to a server that runs, and its end
 //	loop.go         the loop
 //	admission.go    who may start now: --max, --max-per-source, --rate

@@ -3,6 +3,8 @@ package inetd
 import (
 	"strconv"
 	"strings"
+
+	"socketbox/internal/peer"
 )
 
 // ours are the variables that describe a connection or that belong to this
@@ -46,8 +48,8 @@ func baseEnviron(environ []string, user User) []string {
 // strings. number is how many connections of the source there are, this one
 // included.
 func appendVars(b []byte, c *connection, number int) []byte {
-	b = appendVar(b, "PROTO", c.network)
-	if c.network == "TCP" {
+	b = appendVar(b, "PROTO", c.Network)
+	if c.Network == peer.TCP {
 		b = appendTCPVars(b, c, number)
 	} else {
 		b = appendUnixVars(b, c, number)
@@ -59,12 +61,12 @@ func appendVars(b []byte, c *connection, number int) []byte {
 }
 
 func appendTCPVars(b []byte, c *connection, number int) []byte {
-	remote := c.withZone(c.remote.Addr()).String()
-	remotePort := strconv.Itoa(int(c.remote.Port()))
+	remote := c.WithZone(c.Remote.Addr()).String()
+	remotePort := strconv.Itoa(int(c.Remote.Port()))
 	b = appendVar(b, "TCPREMOTEIP", remote)
 	b = appendVar(b, "TCPREMOTEPORT", remotePort)
-	b = appendVar(b, "TCPLOCALIP", c.withZone(c.local.Addr()).String())
-	b = appendVar(b, "TCPLOCALPORT", strconv.Itoa(int(c.local.Port())))
+	b = appendVar(b, "TCPLOCALIP", c.WithZone(c.Local.Addr()).String())
+	b = appendVar(b, "TCPLOCALPORT", strconv.Itoa(int(c.Local.Port())))
 	b = appendVar(b, "TCPCONNNUM", strconv.Itoa(number))
 	b = appendVar(b, "REMOTE_HOST", remote)
 	b = appendVar(b, "REMOTE_ADDR", remote)
@@ -73,16 +75,16 @@ func appendTCPVars(b []byte, c *connection, number int) []byte {
 
 // appendUnixVars: an unnamed peer, the usual client, has no REMOTE_ADDR.
 func appendUnixVars(b []byte, c *connection, number int) []byte {
-	if c.remotePath != "" {
-		b = appendVar(b, "REMOTE_ADDR", c.remotePath)
-		b = appendVar(b, "UNIXREMOTEPATH", c.remotePath)
+	if c.RemotePath != "" {
+		b = appendVar(b, "REMOTE_ADDR", c.RemotePath)
+		b = appendVar(b, "UNIXREMOTEPATH", c.RemotePath)
 	}
-	if c.localPath != "" {
-		b = appendVar(b, "UNIXLOCALPATH", c.localPath)
+	if c.LocalPath != "" {
+		b = appendVar(b, "UNIXLOCALPATH", c.LocalPath)
 	}
-	b = appendVar(b, "UNIXREMOTEEUID", strconv.FormatUint(uint64(c.cred.Uid), 10))
-	b = appendVar(b, "UNIXREMOTEEGID", strconv.FormatUint(uint64(c.cred.Gid), 10))
-	b = appendVar(b, "UNIXREMOTEPID", strconv.Itoa(int(c.cred.Pid)))
+	b = appendVar(b, "UNIXREMOTEEUID", strconv.FormatUint(uint64(c.Cred.Uid), 10))
+	b = appendVar(b, "UNIXREMOTEEGID", strconv.FormatUint(uint64(c.Cred.Gid), 10))
+	b = appendVar(b, "UNIXREMOTEPID", strconv.Itoa(int(c.Cred.Pid)))
 	return appendVar(b, "UNIXCONNNUM", strconv.Itoa(number))
 }
 

@@ -6,13 +6,18 @@ import (
 	"strings"
 	"testing"
 
+	"socketbox/internal/peer"
+
 	"golang.org/x/sys/unix"
 )
 
 func tcp(remote, local, zone string) *connection {
 	return &connection{
-		network: "TCP", zone: zone, listener: "web",
-		remote: netip.MustParseAddrPort(remote), local: netip.MustParseAddrPort(local),
+		listener: "web",
+		Facts: peer.Facts{
+			Network: peer.TCP, Zone: zone,
+			Remote: netip.MustParseAddrPort(remote), Local: netip.MustParseAddrPort(local),
+		},
 	}
 }
 
@@ -32,9 +37,9 @@ func TestVars(t *testing.T) {
 		{"link-local", tcp("[fe80::7]:4000", "[fe80::1]:80", "eth0"),
 			"PROTO=TCP TCPREMOTEIP=fe80::7%eth0 TCPREMOTEPORT=4000 TCPLOCALIP=fe80::1%eth0 TCPLOCALPORT=80 TCPCONNNUM=5 " +
 				"REMOTE_HOST=fe80::7%eth0 REMOTE_ADDR=fe80::7%eth0 REMOTE_PORT=4000 SOCKETBOX_LISTENER=web"},
-		{"Unix, unnamed client", &connection{network: "UNIX", localPath: "/run/x", cred: cred},
+		{"Unix, unnamed client", &connection{Facts: peer.Facts{Network: peer.Unix, LocalPath: "/run/x", Cred: cred}},
 			"PROTO=UNIX UNIXLOCALPATH=/run/x UNIXREMOTEEUID=1 UNIXREMOTEEGID=2 UNIXREMOTEPID=3 UNIXCONNNUM=5"},
-		{"Unix, abstract client with a NUL", &connection{network: "UNIX", remotePath: "@a\x00TCPREMOTEIP=127.0.0.1", cred: cred, listener: "x\x00y"},
+		{"Unix, abstract client with a NUL", &connection{Facts: peer.Facts{Network: peer.Unix, RemotePath: "@a\x00TCPREMOTEIP=127.0.0.1", Cred: cred}, listener: "x\x00y"},
 			"PROTO=UNIX REMOTE_ADDR=@a UNIXREMOTEPATH=@a UNIXREMOTEEUID=1 UNIXREMOTEEGID=2 UNIXREMOTEPID=3 UNIXCONNNUM=5"},
 	}
 	for _, tt := range tests {
@@ -49,7 +54,7 @@ func TestVars(t *testing.T) {
 // we were started with.
 func TestVarsAreOurs(t *testing.T) {
 	cred := &unix.Ucred{}
-	conns := []*connection{tcp("192.0.2.7:1", "192.0.2.8:2", ""), {network: "UNIX", remotePath: "/a", localPath: "/b", cred: cred}}
+	conns := []*connection{tcp("192.0.2.7:1", "192.0.2.8:2", ""), {Facts: peer.Facts{Network: peer.Unix, RemotePath: "/a", LocalPath: "/b", Cred: cred}}}
 	for _, c := range conns {
 		for v := range strings.SplitSeq(strings.TrimSuffix(string(appendVars(nil, c, 1)), "\x00"), "\x00") {
 			if name, _, _ := strings.Cut(v, "="); !ours[name] {

@@ -4,8 +4,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
-	"golang.org/x/sys/unix"
+	"socketbox/internal/notify"
 )
 
 // houseEvery is how often the loop looks after itself.
@@ -31,7 +30,7 @@ func (s *server) lookAtPath(now time.Time) {
 		s.unbound = nil
 		return
 	}
-	fresh, err := s.o.Place.open(s.o.Receive)
+	fresh, err := s.o.Place.Open(s.o.Receive)
 	if err != nil {
 		if s.unbound == nil {
 			s.log.Warn("the receiving socket's file is no longer ours, and can't be bound again", "path", s.o.Place.Path, "error", err)
@@ -52,18 +51,6 @@ func (s *server) tellStatus() {
 	status := fmt.Sprintf("STATUS=%d running, %d waiting, %d served", len(s.children), s.admission.held(), s.counters.ended)
 	if status != s.status && !s.stopping {
 		s.status = status
-		notify(status)
-	}
-}
-
-// notify tells the service manager, if there is one (sd_notify(3)).
-func notify(state string) { daemon.SdNotify(false, state) }
-
-// notifyReloaded answers a reload of a Type=notify-reload unit.
-func notifyReloaded() {
-	var now unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) == nil {
-		notify(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", now.Nano()/1000))
-		notify("READY=1")
+		notify.State(status)
 	}
 }

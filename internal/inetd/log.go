@@ -19,15 +19,7 @@ func (s *server) warn(message string, args ...any) {
 
 // logConnection writes the one line of a connection that has ended.
 func (s *server) logConnection(ch *child, status unix.WaitStatus, now time.Time) {
-	args := []any{"client", ch.conn.client()}
-	if ch.conn.network == "TCP" {
-		args = append(args, "local", ch.conn.local.String())
-	} else if ch.conn.localPath != "" {
-		args = append(args, "local", ch.conn.localPath)
-	}
-	if ch.conn.listener != "" {
-		args = append(args, "listener", ch.conn.listener)
-	}
+	args := ch.conn.LogAttrs(ch.conn.listener)
 	s.log.Info("connection", append(args, "pid", ch.pid, "status", statusText(status),
 		"waited", ch.started.Sub(ch.conn.received), "duration", now.Sub(ch.started))...)
 }
@@ -62,7 +54,7 @@ func (s *server) dump(now time.Time) {
 			s.log.Info("more children are not listed", "number", len(s.children)-maxDump)
 			return
 		}
-		s.log.Info("child", "pid", pid, "client", ch.conn.client(), "age", now.Sub(ch.started), "ending", ch.ending)
+		s.log.Info("child", "pid", pid, "client", ch.conn.Client(), "age", now.Sub(ch.started), "ending", ch.ending)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"socketbox/internal/handoff"
+	"socketbox/internal/peer"
 )
 
 // loop serves until there is nothing left to serve. It keeps its thread: it
@@ -101,7 +102,7 @@ func (s *server) take(conn handoff.Conn, now time.Time) {
 	switch {
 	case err == nil:
 		s.admission.add(c)
-	case errors.Is(err, errGone):
+	case errors.Is(err, peer.ErrGone):
 		s.counters.gone++
 		s.log.Debug("the client had gone before its connection came")
 	default:

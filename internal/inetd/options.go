@@ -6,6 +6,7 @@ import (
 
 	"socketbox/internal/handoff"
 	"socketbox/internal/inetd/spawn"
+	"socketbox/internal/receive"
 )
 
 // Defaults of Options.
@@ -16,7 +17,7 @@ const (
 
 // Options are what socketbox-inetd can be told.
 type Options struct {
-	Place   Place           // where to receive
+	Place   receive.Place   // where to receive
 	Receive handoff.Options // rights of the socket, who may send
 
 	Command []string // the program and its arguments

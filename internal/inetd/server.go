@@ -18,6 +18,8 @@ import (
 	"socketbox/internal/handoff"
 	"socketbox/internal/inetd/spawn"
 	"socketbox/internal/logging"
+	"socketbox/internal/notify"
+	"socketbox/internal/receive"
 	"socketbox/internal/resident"
 )
 
@@ -162,7 +164,7 @@ func closeOnExec() error {
 		return fmt.Errorf("list open descriptors: %w", err)
 	}
 	for _, e := range entries {
-		if fd, ok := parseID(e.Name()); ok && fd > 2 {
+		if fd, ok := receive.ParseID(e.Name()); ok && fd > 2 {
 			unix.CloseOnExec(int(fd))
 		}
 	}
@@ -189,18 +191,18 @@ const openEvery = 200 * time.Millisecond
 func (s *server) open() error {
 	told := false
 	for {
-		receiver, err := s.o.Place.open(s.o.Receive)
+		receiver, err := s.o.Place.Open(s.o.Receive)
 		if err == nil {
 			s.receiver = receiver
 			return nil
 		}
-		if !errors.Is(err, errNoDirectory) {
+		if !errors.Is(err, receive.ErrNoDirectory) {
 			return err
 		}
 		if !told {
 			told = true
 			s.log.Warn("waiting for the socket directory, which `socketbox bind` makes", "path", s.o.Place.Path)
-			notify("STATUS=Waiting for the socket directory of " + s.o.Place.Path)
+			notify.State("STATUS=Waiting for the socket directory of " + s.o.Place.Path)
 		}
 		s.signals.wait(-1, openEvery)
 		for sig := s.signals.next(); sig != nil; sig = s.signals.next() {
@@ -217,7 +219,7 @@ func (s *server) ready() {
 	resident.Trimmer()() // of what only the start needed
 	s.log.Info("receiving connections", "socket", s.receiver.Path(), "command", strings.Join(s.o.Command, " "),
 		"max", s.o.Max, "max-per-source", s.o.MaxPerSource, "rate", s.o.Rate.String())
-	notify("READY=1\nSTATUS=Receiving on " + s.receiver.Path())
+	notify.State("READY=1\nSTATUS=Receiving on " + s.receiver.Path())
 }
 
 // close closes everything; what still waits is reset.

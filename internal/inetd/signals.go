@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"socketbox/internal/notify"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -110,7 +112,7 @@ func (s *server) handleSignals(now time.Time) {
 			s.stop(signalName(sig), now)
 		case unix.SIGHUP:
 			s.log.Info("nothing to reload: socketbox-inetd has no configuration file", "signal", "SIGHUP")
-			notifyReloaded()
+			notify.Reloaded()
 		case unix.SIGUSR1:
 			s.dump(now)
 		}
@@ -140,7 +142,7 @@ func (s *server) stop(signal string, now time.Time) {
 // shutdown closes the receiving socket to senders, who keep from then on what
 // they have, and takes what is queued in it.
 func (s *server) shutdown(signal string, now time.Time) {
-	notify("STOPPING=1\nSTATUS=Serving what was received")
+	notify.State("STOPPING=1\nSTATUS=Serving what was received")
 	if s.receiver != nil {
 		if err := s.receiver.Shutdown(); err != nil {
 			s.log.Error("can't shut the receiving socket", "error", err)

@@ -1,16 +1,15 @@
 package inetd
 
 import (
-	"errors"
 	"fmt"
 	"os/user"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"socketbox/internal/handoff"
 	"socketbox/internal/inetd/spawn"
+	"socketbox/internal/receive"
 )
 
 // User is whom the children run as. The zero value is ourselves.
@@ -34,7 +33,7 @@ func ParseUser(text string) (User, error) {
 		}
 		return u, nil
 	}
-	gid, err := ParseGroup(group)
+	gid, err := receive.ParseGroup(group)
 	if err != nil {
 		return User{}, err
 	}
@@ -50,7 +49,7 @@ func lookUpUser(name string) (User, error) {
 		return User{Credential: &spawn.Credential{UID: uint32(unix.Geteuid())}}, nil
 	}
 	entry, err := user.Lookup(name)
-	number, isNumber := parseID(name)
+	number, isNumber := receive.ParseID(name)
 	if err != nil && isNumber {
 		if entry, err = user.LookupId(name); err != nil {
 			return User{Credential: &spawn.Credential{UID: number}}, nil
@@ -59,8 +58,8 @@ func lookUpUser(name string) (User, error) {
 	if err != nil {
 		return User{}, fmt.Errorf("user %q: no such user", name)
 	}
-	uid, _ := parseID(entry.Uid)
-	gid, ok := parseID(entry.Gid)
+	uid, _ := receive.ParseID(entry.Uid)
+	gid, ok := receive.ParseID(entry.Gid)
 	if !ok {
 		return User{}, fmt.Errorf("user %q: group %q in the user database is no number", name, entry.Gid)
 	}
@@ -70,42 +69,11 @@ func lookUpUser(name string) (User, error) {
 		return User{}, fmt.Errorf("groups of user %q: %w", name, err)
 	}
 	for _, g := range groups {
-		if id, ok := parseID(g); ok {
+		if id, ok := receive.ParseID(g); ok {
 			u.Credential.Groups = append(u.Credential.Groups, id)
 		}
 	}
 	return u, nil
-}
-
-// ParseGroup reads the name or number of a group.
-func ParseGroup(text string) (int, error) {
-	if text == "" {
-		return 0, errors.New("the group's name is empty")
-	}
-	if entry, err := user.LookupGroup(text); err == nil {
-		text = entry.Gid
-	}
-	if id, ok := parseID(text); ok {
-		return int(id), nil
-	}
-	return 0, fmt.Errorf("group %q: no such group", text)
-}
-
-// ParseUID reads the name or number of a user.
-func ParseUID(text string) (int, error) {
-	if entry, err := user.Lookup(text); err == nil {
-		text = entry.Uid
-	}
-	if id, ok := parseID(text); ok {
-		return int(id), nil
-	}
-	return 0, fmt.Errorf("user %q: no such user", text)
-}
-
-// parseID reads a uid or gid; the highest one means "unchanged" to the kernel.
-func parseID(text string) (uint32, bool) {
-	n, err := strconv.ParseUint(text, 10, 32)
-	return uint32(n), err == nil && n != 1<<32-1
 }
 
 // environ returns the variables that name the user, if it has a name.

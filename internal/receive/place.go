@@ -1,4 +1,7 @@
-package inetd
+// Package receive is what every receiver of hand-offs has in common: where its
+// socket is, and the words for its rights on a command line. It runs with the
+// privilege of whoever starts the receiver.
+package receive
 
 import (
 	"errors"
@@ -64,9 +67,9 @@ func ownDirectory(getenv func(string) string) string {
 	return ""
 }
 
-// open opens the receiver. An error that wraps errNoDirectory may be gone a
+// Open opens the receiver. An error that wraps ErrNoDirectory may be gone a
 // moment later: `socketbox bind` makes the directory.
-func (p Place) open(o handoff.Options) (*handoff.Receiver, error) {
+func (p Place) Open(o handoff.Options) (*handoff.Receiver, error) {
 	if p.Inherited > 0 {
 		return handoff.Inherit(p.Inherited, o)
 	}
@@ -77,10 +80,10 @@ func (p Place) open(o handoff.Options) (*handoff.Receiver, error) {
 		}
 	}
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s", errNoDirectory, dir)
+		return nil, fmt.Errorf("%w: %s", ErrNoDirectory, dir)
 	}
 	return handoff.Listen(p.Path, o)
 }
 
-// errNoDirectory is waited out: in either order, bind and inetd come to work.
-var errNoDirectory = errors.New("the socket directory is not there")
+// ErrNoDirectory is waited out: in either order, binder and receiver come to work.
+var ErrNoDirectory = errors.New("the socket directory is not there")
