@@ -87,7 +87,7 @@ func (b *bench) sampleServer(start func() (*server, error), part func(before, af
 		return sample{}, err
 	}
 	defer s.stop()
-	l.port = s.port
+	l.port, l.request = s.port, s.request
 	warm := l
 	warm.count = min(warmUp, l.count)
 	if _, err := b.load(warm); err != nil {
@@ -205,10 +205,11 @@ func (s *server) addBinder(b *bench, port int, args ...string) error {
 		return err
 	}
 	const title = "socketbox: dispatcher"
-	dispatcher := childTitled(binder.pid, title)
-	if dispatcher == 0 {
-		return fmt.Errorf("socketbox bind (pid %d) has no child titled %q", binder.pid, title)
+	dispatchers := childrenTitled(binder.pid, title)
+	if len(dispatchers) != 1 {
+		return fmt.Errorf("socketbox bind (pid %d) has %d children titled %q", binder.pid, len(dispatchers), title)
 	}
+	dispatcher := dispatchers[0]
 	s.measured = append(s.measured, dispatcher)
 	s.extra = append(s.extra, binder.pid)
 	if s.resident == nil {

@@ -1,9 +1,10 @@
 //go:build ignore
 
 /*
- * load: N concurrent clients. Each connects, reads one byte and the end,
- * closes, and begins again, until the count or the time is used up, or a TERM
- * comes. It prints one line of key=value pairs.
+ * load: N concurrent clients. Each connects, reads one byte and the end (with
+ * -q: sends a request, and reads any answer to its end), closes, and begins
+ * again, until the count or the time is used up, or a TERM comes. It prints one
+ * line of key=value pairs.
  *
  * All clients share one thread and its epoll by default: on a machine that
  * also runs what is measured, clients with a thread each crowd the run queues,
@@ -45,6 +46,7 @@ enum outcome { OK, REFUSED, RESET, EMPTY, TIMEOUT, OTHER, OUTCOMES };
 struct client {
 	int fd;
 	int done;
+	int asked;      /* the request has been sent */
 	long number;    /* of the connection, by order of begin */
 	long bytes;     /* read so far */
 	double begun;   /* when connect was called, seconds */
@@ -67,6 +69,7 @@ static struct {
 	long count;     /* connections at most */
 	double seconds; /* time at most */
 	long interval;  /* pause of a client between connections, in us */
+	const char *request; /* NULL: the server speaks first */
 } load = { .ports = 1, .clients = 1, .threads = 1, .count = 1000, .seconds = 10 };
 
 static atomic_long taken;              /* connections begun */
@@ -123,7 +126,7 @@ static void start(struct worker *w, struct client *c)
 {
 	static const struct linger reset = { .l_onoff = 1, .l_linger = 0 };
 	struct sockaddr_in server = load.server;
-	struct epoll_event event = { .events = EPOLLIN, .data.ptr = c };
+	struct epoll_event event = { .events = load.request ? EPOLLOUT : EPOLLIN, .data.ptr = c };
 
 	if (atomic_load(&over) || (c->number = atomic_fetch_add(&taken, 1)) >= load.count) {
 		c->done = 1;
@@ -136,6 +139,7 @@ static void start(struct worker *w, struct client *c)
 		die("setsockopt");
 	server.sin_port = htons((unsigned short)(load.port + c->number % load.ports));
 	c->bytes = 0;
+	c->asked = 0;
 	c->begun = now();
 	if (connect(c->fd, (struct sockaddr *)&server, sizeof server) && errno != EINPROGRESS) {
 		finish(c, failure());
@@ -145,16 +149,35 @@ static void start(struct worker *w, struct client *c)
 		die("epoll_ctl");
 }
 
-/* progress reads what has come; the end of the answer ends the connection. */
-static void progress(struct client *c)
+/* ask sends the request, which is short enough for a new connection's buffer. */
+static void ask(struct worker *w, struct client *c)
 {
-	char bytes[16];
+	struct epoll_event event = { .events = EPOLLIN, .data.ptr = c };
+	size_t length = strlen(load.request);
+
+	if (send(c->fd, load.request, length, MSG_NOSIGNAL) != (ssize_t)length) {
+		finish(c, failure());
+		return;
+	}
+	c->asked = 1;
+	if (epoll_ctl(w->epoll, EPOLL_CTL_MOD, c->fd, &event))
+		die("epoll_ctl");
+}
+
+/* progress reads what has come; the end of the answer ends the connection. */
+static void progress(struct worker *w, struct client *c)
+{
+	char bytes[512];
 	ssize_t n;
 
+	if (load.request && !c->asked) {
+		ask(w, c);
+		return;
+	}
 	while ((n = read(c->fd, bytes, sizeof bytes)) > 0)
 		c->bytes += n;
 	if (n == 0)
-		finish(c, c->bytes == 1 ? OK : EMPTY);
+		finish(c, c->bytes == 1 || (load.request && c->bytes > 0) ? OK : EMPTY);
 	else if (errno != EAGAIN)
 		finish(c, failure());
 }
@@ -215,7 +238,7 @@ static void *work(void *arg)
 		for (int i = 0; i < n; i++) {
 			struct client *c = events[i].data.ptr;
 
-			progress(c);
+			progress(w, c);
 			if (c->fd < 0 && !load.interval)
 				start(w, c);
 			if (c->done)
@@ -249,7 +272,7 @@ static void report(double seconds)
 static void usage(void)
 {
 	fputs("usage: load [-a ADDRESS] -p PORT [-k PORTS] [-c CLIENTS] [-m THREADS]\n"
-	      "            [-n COUNT] [-t SECONDS] [-i USEC]\n", stderr);
+	      "            [-n COUNT] [-t SECONDS] [-i USEC] [-q REQUEST]\n", stderr);
 	exit(2);
 }
 
@@ -258,7 +281,7 @@ static void parse(int argc, char **argv)
 	const char *address = "127.0.0.1";
 	int option;
 
-	while ((option = getopt(argc, argv, "a:p:k:c:m:n:t:i:")) != -1) {
+	while ((option = getopt(argc, argv, "a:p:k:c:m:n:t:i:q:")) != -1) {
 		switch (option) {
 		case 'a': address = optarg; break;
 		case 'p': load.port = (unsigned short)atoi(optarg); break;
@@ -268,6 +291,7 @@ static void parse(int argc, char **argv)
 		case 'n': load.count = atol(optarg); break;
 		case 't': load.seconds = atof(optarg); break;
 		case 'i': load.interval = atol(optarg); break;
+		case 'q': load.request = optarg; break;
 		default: usage();
 		}
 	}

@@ -16,6 +16,7 @@ type loadSpec struct {
 	count       int           // connections at most
 	limit       time.Duration // time at most
 	interval    time.Duration // pause of each client between connections
+	request     string        // what a client sends; "": the server speaks first
 }
 
 // loadResult is what the load program printed.
@@ -41,11 +42,16 @@ func (r loadResult) rate() float64 {
 
 // startLoad starts the load program; finishLoad must follow.
 func (b *bench) startLoad(l loadSpec) (*process, error) {
-	return b.start(b.tool("load"),
+	args := []string{
 		"-p", strconv.Itoa(l.port), "-k", strconv.Itoa(max(l.ports, 1)),
 		"-c", strconv.Itoa(l.clients), "-m", strconv.Itoa(b.threads), "-n", strconv.Itoa(l.count),
 		"-t", strconv.FormatFloat(l.limit.Seconds(), 'f', 3, 64),
-		"-i", strconv.FormatInt(l.interval.Microseconds(), 10))
+		"-i", strconv.FormatInt(l.interval.Microseconds(), 10),
+	}
+	if l.request != "" {
+		args = append(args, "-q", l.request)
+	}
+	return b.start(b.tool("load"), args...)
 }
 
 // load runs the load program to its end.

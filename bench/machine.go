@@ -5,6 +5,7 @@ import (
 	"debug/elf"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 )
@@ -32,10 +33,16 @@ func (b *bench) printLoad(when string) {
 // describeProgram tells Go version and kind of linking of a program.
 func describeProgram(path string) string {
 	info, err := buildinfo.ReadFile(path)
+	if err != nil && filepath.Ext(path) == ".so" {
+		return "C"
+	}
 	if err != nil {
 		return err.Error()
 	}
 	file, err := elf.Open(path)
+	if err != nil && filepath.Ext(path) == ".so" {
+		return "C"
+	}
 	if err != nil {
 		return err.Error()
 	}

@@ -62,6 +62,7 @@ var tables = []table{
 	{"handoff", []string{"socketbox"}, (*bench).handoffTable},
 	{"inetd", []string{"socketbox", "socketbox-inetd"}, (*bench).inetdTable},
 	{"listeners", []string{"socketbox"}, (*bench).listenersTables},
+	{"preload", []string{"socketbox", "libsocketbox-preload.so"}, (*bench).preloadTable},
 }
 
 func main() {
@@ -84,7 +85,7 @@ func main() {
 
 func parseFlags() settings {
 	var s settings
-	flag.StringVar(&s.only, "only", "handoff,inetd,listeners", "tables to run")
+	flag.StringVar(&s.only, "only", everyTable(), "tables to run")
 	flag.IntVar(&s.rounds, "rounds", 5, "rounds; medians are printed")
 	flag.IntVar(&s.count, "n", 15000, "connections of each hand-off load")
 	flag.IntVar(&s.spawns, "spawns", 3000, "connections of each inetd load")
@@ -100,6 +101,14 @@ func parseFlags() settings {
 		os.Exit(2)
 	}
 	return s
+}
+
+func everyTable() string {
+	var names []string
+	for _, t := range tables {
+		names = append(names, t.name)
+	}
+	return strings.Join(names, ",")
 }
 
 func (s *settings) check() error {

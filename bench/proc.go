@@ -126,8 +126,9 @@ func residentKiB(pid int) (int, error) {
 	return kib, err
 }
 
-// childTitled returns the child of parent whose argv[0] is title, or 0.
-func childTitled(parent int, title string) int {
+// childrenTitled returns the children of parent whose argv[0] is title.
+func childrenTitled(parent int, title string) []int {
+	var pids []int
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline") // fails only on a bad pattern
 	for _, file := range files {
 		text, err := os.ReadFile(file)
@@ -136,10 +137,10 @@ func childTitled(parent int, title string) int {
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
 		if err == nil && parentOf(pid) == parent {
-			return pid
+			pids = append(pids, pid)
 		}
 	}
-	return 0
+	return pids
 }
 
 // hasTitle tells whether a command line is the title alone or begins with it

@@ -25,6 +25,7 @@ const firstPort, lastPort = 20000, 31999
 // of them the figures are of.
 type server struct {
 	port      int
+	request   string // what a client has to say first, if anything
 	processes []*process
 	measured  []int          // pids whose CPU is counted
 	extra     []int          // pids whose CPU is shown apart
@@ -86,10 +87,12 @@ func (s *server) awaitFile(b *bench, path string) error {
 // awaitServed waits until a client is served on the port.
 func (s *server) awaitServed(b *bench, port int) error {
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	return s.await(b, "wait to be served on "+address, func() bool { return served(b.ctx, address) })
+	return s.await(b, "wait to be served on "+address, func() bool { return served(b.ctx, address, s.request) })
 }
 
-func served(ctx context.Context, address string) bool {
+// served tells whether a client gets its answer: anything to a request, else
+// the one byte of those who speak first.
+func served(ctx context.Context, address, request string) bool {
 	dialer := net.Dialer{Timeout: startPatience}
 	conn, err := dialer.DialContext(ctx, "tcp", address)
 	if err != nil {
@@ -97,8 +100,13 @@ func served(ctx context.Context, address string) bool {
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(startPatience)) // fails only on a closed connection
+	if request != "" {
+		if _, err := io.WriteString(conn, request); err != nil {
+			return false
+		}
+	}
 	answer, err := io.ReadAll(conn)
-	return err == nil && string(answer) == "x"
+	return err == nil && (string(answer) == "x" || request != "" && len(answer) > 0)
 }
 
 // freePorts returns the first of n consecutive ports on which nobody listens.

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// Clients of the preload table.
+const preloadClients = 100
+
+// Names of the variants; ratios refer to the first.
+const (
+	nginxNative     = "nginx, its own listener"
+	nginxConnection = "nginx, connection hand-off"
+)
+
+// preloadTable measures nginx on a listener of its own beside the same nginx
+// under the preload library.
+func (b *bench) preloadTable() error {
+	program, err := exec.LookPath("/usr/sbin/nginx")
+	if err != nil {
+		return fmt.Errorf("%w\nhint: apt-get install nginx-light", err)
+	}
+	group := b.preloadVariants(program)
+	if err := b.measureRounds("preload", group); err != nil {
+		return err
+	}
+	b.title("nginx under the preload library", "Two workers; a new connection and one short request each. CPU is that of nginx's workers and, with hand-offs, of binder and dispatcher, in µs per connection; latencies in µs.")
+	b.head("variant", "clients", "conn/s", "of native", "CPU µs", "of native", "p50", "p99", "lost")
+	for _, v := range group {
+		b.inetdRow(v, group[0])
+	}
+	return nil
+}
+
+func (b *bench) preloadVariants(program string) []*variant {
+	starters := []struct {
+		name  string
+		start func() (*server, error)
+	}{
+		{nginxNative, func() (*server, error) { return b.startNginx(program, (*server).native) }},
+		{nginxConnection, func() (*server, error) { return b.startNginx(program, (*server).handedOff) }},
+	}
+	if b.reference {
+		starters = starters[:1]
+	}
+	var group []*variant
+	for _, s := range starters {
+		group = append(group, &variant{name: s.name, clients: preloadClients, measure: func() (sample, error) {
+			return b.sampleServer(s.start, own, loadSpec{clients: preloadClients, count: b.count, limit: b.limit})
+		}})
+	}
+	return group
+}
+
+// nginxConf has everything that nginx writes in its own folder.
+const nginxConf = `daemon off; worker_processes 2; pid DIR/pid; error_log stderr error;
+events { worker_connections 1024; }
+http {
+	access_log off; keepalive_timeout 0;
+	client_body_temp_path DIR/b; proxy_temp_path DIR/p; fastcgi_temp_path DIR/f; uwsgi_temp_path DIR/u; scgi_temp_path DIR/s;
+	server { listen 127.0.0.1:PORT; location / { return 200 "hello\n"; } }
+}
+`
+
+const httpRequest = "GET / HTTP/1.0\r\n\r\n"
+
+// startNginx starts nginx as with does it, waits until it serves, and notes
+// its workers.
+func (b *bench) startNginx(program string, with func(s *server, b *bench, command []string) (*process, error)) (_ *server, err error) {
+	s := &server{request: httpRequest, resident: map[string]int{}}
+	defer func() {
+		if err != nil {
+			s.stop()
+		}
+	}()
+	if s.port, err = freePorts(1); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(b.dir, "nginx-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return nil, err
+	}
+	path, err := b.writeConfig("nginx.conf", strings.NewReplacer("DIR", dir, "PORT", strconv.Itoa(s.port)).Replace(nginxConf))
+	if err != nil {
+		return nil, err
+	}
+	master, err := with(s, b, []string{program, "-c", path})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.awaitServed(b, s.port); err != nil {
+		return nil, err
+	}
+	workers := childrenTitled(master.pid, "nginx: worker process")
+	if len(workers) != 2 {
+		return nil, fmt.Errorf("nginx has %d workers, not 2", len(workers))
+	}
+	s.measured = append(s.measured, workers...)
+	return s, nil
+}
+
+func (s *server) native(b *bench, command []string) (*process, error) {
+	return s.add(b, command[0], command[1:]...)
+}
+
+// handedOff starts nginx under the preload library, in a socket directory that
+// is a target's, and `socketbox bind`, which makes that a connection hand-off.
+func (s *server) handedOff(b *bench, command []string) (*process, error) {
+	dir, err := b.socketDir()
+	if err != nil {
+		return nil, err
+	}
+	master, err := s.add(b, "env", append([]string{
+		"SOCKETBOX_DIR=" + dir, "SOCKETBOX_PORTS=" + strconv.Itoa(s.port), "LD_PRELOAD=" + b.program("libsocketbox-preload.so"),
+	}, command...)...)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.awaitFile(b, filepath.Join(dir, fmt.Sprintf("%d.ipv4.sock", s.port))); err != nil {
+		return nil, err
+	}
+	if err := s.addBinder(b, s.port, "--listen", fmt.Sprintf("127.0.0.1:%d", s.port), "--target", dir+"/"); err != nil {
+		return nil, err
+	}
+	s.measured, s.extra = append(s.measured, s.extra...), nil
+	return master, nil
+}
