@@ -79,8 +79,9 @@ func TestConfigurationKeys(t *testing.T) {
 
 // commands are the command lines with a help of their own, and their pages.
 var commands = map[string][]string{
-	"socketbox.1":       {"socketbox bind", "socketbox check", "socketbox reload", "socketbox status"},
-	"socketbox-inetd.1": {"socketbox-inetd"},
+	"socketbox.1":        {"socketbox bind", "socketbox check", "socketbox reload", "socketbox status"},
+	"socketbox-inetd.1":  {"socketbox-inetd"},
+	"socketbox-launch.1": {"socketbox-launch"},
 }
 
 // TestManualFlags: a flag that --help shows is in the manual page, and the

@@ -30,9 +30,9 @@ func (e *CommandError) Hint() string {
 	return ""
 }
 
-// findCommand returns the absolute path of the program name, once and for all
+// FindCommand returns the absolute path of the program name, once and for all
 // children. A name with a slash is a path, any other is looked up in path.
-func findCommand(name, path string) (string, error) {
+func FindCommand(name, path string) (string, error) {
 	if name == "" {
 		return "", &CommandError{name, errors.New("the name is empty"), 127}
 	}

@@ -82,7 +82,7 @@ func TestFindCommand(t *testing.T) {
 		{"", "", 127},
 	}
 	for _, tt := range tests {
-		got, err := findCommand(tt.name, "/does/not/exist:"+dir)
+		got, err := FindCommand(tt.name, "/does/not/exist:"+dir)
 		var failed *CommandError
 		code := 0
 		if errors.As(err, &failed) {

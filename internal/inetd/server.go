@@ -128,7 +128,7 @@ func startError(name string, err error) error {
 
 // command returns what the children execute.
 func (o *Options) command() (spawn.Command, error) {
-	path, err := findCommand(o.Command[0], os.Getenv("PATH"))
+	path, err := FindCommand(o.Command[0], os.Getenv("PATH"))
 	if err != nil {
 		return spawn.Command{}, err
 	}

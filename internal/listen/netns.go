@@ -14,7 +14,7 @@ var namespaceDirs = []string{"/run/netns/", "/var/run/netns/"}
 // inNamespace runs do in the network namespace ns, on a thread that is thrown
 // away afterwards. The calling thread and the process stay where they are.
 func inNamespace(ns string, do func() error) error {
-	fd, err := openNamespace(ns)
+	fd, err := OpenNamespace(ns)
 	if err != nil {
 		return err
 	}
@@ -45,9 +45,9 @@ func onLostThread(do func() error) error {
 	return <-result
 }
 
-// openNamespace opens a namespace by name or path. O_NONBLOCK, lest a FIFO of
-// that name blocks.
-func openNamespace(ns string) (int, error) {
+// OpenNamespace opens a network namespace by name or path; the descriptor is
+// close-on-exec and the caller's. O_NONBLOCK, lest a FIFO of that name blocks.
+func OpenNamespace(ns string) (int, error) {
 	const flags = unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK
 	paths := []string{ns}
 	if !strings.HasPrefix(ns, "/") {

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"socketbox/internal/inetd"
+	"socketbox/internal/launch"
+	"socketbox/internal/logging"
+	"socketbox/internal/receive"
+)
+
+// flags are the command line as it was typed.
+type flags struct {
+	newNet, newUser, mapRoot bool
+	netns                    string
+	uidMap, gidMap           []string
+	dir, ports, via, preload string
+	user, group, chdir       string
+	keepCaps                 []string
+	dropCaps, noNewPrivs     bool
+	env, rlimits             []string
+	restart                  string
+	killAfter                time.Duration
+	logFormat, logLevel      string
+}
+
+func (f *flags) define(c *cobra.Command) {
+	s := c.Flags()
+	s.SortFlags = false
+	s.SetInterspersed(false) // the daemon's own flags are its own
+
+	s.BoolVarP(&f.newNet, "net", "n", false, "in a fresh network namespace with nothing but lo (not root: implies -U)")
+	s.StringVar(&f.netns, "netns", "", "in the network namespace `NS`: a name, as of ip netns, or a path")
+	s.BoolVarP(&f.newUser, "user-ns", "U", false, "in a user namespace of its own")
+	s.BoolVar(&f.mapRoot, "map-root", false, "there, be root; with the ids of /etc/subuid and /etc/subgid, if newuidmap is there")
+	s.StringArrayVar(&f.uidMap, "uid-map", nil, "there, map uids, `INSIDE:OUTSIDE[:COUNT]` (repeatable)")
+	s.StringArrayVar(&f.gidMap, "gid-map", nil, "there, map gids, `INSIDE:OUTSIDE[:COUNT]` (repeatable)")
+
+	s.StringVar(&f.dir, "dir", "", "socket `DIR` (default $SOCKETBOX_DIR; else /run/socketbox, not root: $XDG_RUNTIME_DIR/socketbox)")
+	s.StringVarP(&f.ports, "ports", "p", "all", "answer these `PORTS` of the daemon: 80,443=8443,8000-8010; 443=8443: clients dial 8443")
+	s.StringVar(&f.via, "via", "auto", "answer binds `HOW`: auto, preload, notify, listen-fds or none")
+	s.StringVar(&f.preload, "preload", "", "`PATH` of the preload library (default: beside this program, or where it is installed)")
+
+	s.StringVar(&f.user, "user", "", "run as `USER[:GROUP]`, with the groups of USER if none is given")
+	s.StringVar(&f.group, "group", "", "run with `GROUP`")
+	s.StringSliceVar(&f.keepCaps, "keep-cap", nil, "keep this `CAPABILITY`, as net_raw, whatever the user (repeatable)")
+	s.BoolVar(&f.dropCaps, "drop-caps", false, "have no capability but those of --keep-cap, and get none by exec")
+	s.BoolVar(&f.noNewPrivs, "no-new-privs", false, "gain nothing by exec of setuid programs (on by itself where the filter needs it)")
+	s.StringVar(&f.chdir, "chdir", "", "run in `DIR`")
+	s.StringArrayVarP(&f.env, "env", "e", nil, "set a variable, `NAME=VALUE` (repeatable)")
+	s.StringArrayVar(&f.rlimits, "rlimit", nil, "resource limit, `NAME=SOFT[:HARD]`, as nofile=4096 or core=unlimited (repeatable)")
+
+	s.StringVar(&f.restart, "restart", "no", "start the daemon again `WHEN` it has ended: no, on-failure or always")
+	s.DurationVar(&f.killAfter, "kill-after", launch.DefaultKillAfter, "`TIME` from TERM to KILL for processes that the daemon leaves behind")
+
+	s.StringVar(&f.logFormat, "log", "text", "log `FORMAT`: text or json")
+	s.StringVar(&f.logLevel, "log-level", "info", "least `LEVEL` to log: debug, info, warn, error")
+
+	complete := func(flag string, values ...string) {
+		c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
+	complete("via", launch.Vias...)
+	complete("restart", launch.Restarts...)
+	complete("log", logging.Formats...)
+	complete("log-level", logging.Levels...)
+	c.MarkFlagDirname("dir")
+	c.MarkFlagDirname("chdir")
+}
+
+// run launches what the flags ask for.
+func (f *flags) run(c *cobra.Command, args []string) error {
+	log, err := logging.New(os.Stderr, f.logFormat, f.logLevel, program)
+	if err != nil {
+		return &usageError{err}
+	}
+	o := launch.Options{
+		Command: args, Library: f.preload,
+		NewNet: f.newNet, NetNS: f.netns, NewUser: f.newUser, MapRoot: f.mapRoot,
+		DropCaps: f.dropCaps, NoNewPrivs: f.noNewPrivs, Chdir: f.chdir, Env: f.env,
+		KillAfter: f.killAfter, Environ: os.Environ(), Log: log,
+	}
+	if err := f.check(); err != nil {
+		return &usageError{err}
+	}
+	if err := f.parse(&o); err != nil {
+		return &usageError{err}
+	}
+	if o.Dir, err = f.directory(); err != nil {
+		return err
+	}
+	return launch.Run(o)
+}
+
+// check refuses values that are out of range and flags that exclude others.
+func (f *flags) check() error {
+	switch {
+	case f.newNet && f.netns != "":
+		return errors.New("-n makes a network namespace, --netns enters one: give one of them")
+	case f.mapRoot && len(f.uidMap)+len(f.gidMap) > 0:
+		return errors.New("--map-root is a map of its own: it excludes --uid-map and --gid-map")
+	case f.killAfter <= 0:
+		return errors.New("--kill-after: want more than 0")
+	case !slices.Contains(launch.Vias, f.via):
+		return fmt.Errorf("--via %q: want one of %s", f.via, strings.Join(launch.Vias, ", "))
+	case !slices.Contains(launch.Restarts, f.restart):
+		return fmt.Errorf("--restart %q: want one of %s", f.restart, strings.Join(launch.Restarts, ", "))
+	case f.group != "" && strings.Contains(f.user, ":"):
+		return errors.New("--user names a group already: it excludes --group")
+	}
+	for _, entry := range f.env {
+		if name, _, ok := strings.Cut(entry, "="); !ok || name == "" {
+			return fmt.Errorf("--env %q: want NAME=VALUE", entry)
+		}
+	}
+	return nil
+}
+
+// parse reads the flags that have a form of their own.
+func (f *flags) parse(o *launch.Options) (err error) {
+	o.Via, o.Restart = launch.Via(f.via), launch.Restart(f.restart)
+	o.NewUser = o.NewUser || f.mapRoot || len(f.uidMap)+len(f.gidMap) > 0
+	if o.Ports, err = launch.ParsePorts(f.ports); err != nil {
+		return fmt.Errorf("--ports: %w", err)
+	}
+	if o.UIDs, err = parseMaps("--uid-map", f.uidMap); err != nil {
+		return err
+	}
+	if o.GIDs, err = parseMaps("--gid-map", f.gidMap); err != nil {
+		return err
+	}
+	who := f.user
+	if f.group != "" {
+		who += ":" + f.group
+	}
+	if who != "" {
+		if o.User, err = inetd.ParseUser(who); err != nil {
+			return fmt.Errorf("--user: %w", err)
+		}
+	}
+	for _, name := range f.keepCaps {
+		number, err := launch.ParseCapability(name)
+		if err != nil {
+			return fmt.Errorf("--keep-cap: %w", err)
+		}
+		o.KeepCaps = append(o.KeepCaps, number)
+	}
+	for _, text := range f.rlimits {
+		limit, err := inetd.ParseLimit(text)
+		if err != nil {
+			return fmt.Errorf("--rlimit: %w", err)
+		}
+		o.Limits = append(o.Limits, limit)
+	}
+	return nil
+}
+
+func parseMaps(flag string, texts []string) (ranges []launch.IDRange, err error) {
+	for _, text := range texts {
+		r, err := launch.ParseIDRange(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", flag, err)
+		}
+		ranges = append(ranges, r)
+	}
+	return ranges, nil
+}
+
+// directory finds the socket directory, by the rules that all programs share.
+// Nothing needs one where binds are not answered.
+func (f *flags) directory() (string, error) {
+	place, err := receive.PlaceFor("", 0, f.dir, os.Getenv)
+	if err != nil {
+		if launch.Via(f.via) == launch.ViaNone {
+			return "", nil
+		}
+		return "", err
+	}
+	dir := filepath.Dir(place.Path)
+	if place.Make {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return "", fmt.Errorf("make socket directory: %w", err)
+		}
+	}
+	return dir, nil
+}
