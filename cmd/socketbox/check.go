@@ -56,5 +56,5 @@ func check(c *cobra.Command, path string) error {
 	if err != nil {
 		return err
 	}
-	return binder.Explain(c.OutOrStdout(), cfg)
+	return binder.PrintConfig(c.OutOrStdout(), cfg)
 }

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,33 +15,80 @@ import (
 
 func newStatusCommand() *cobra.Command {
 	var dir string
-	var asJSON bool
+	var asJSON, watch bool
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "Show listeners, rules, targets and counters of the running instance",
+		Short: "Show listeners, rules, targets, processes and counters of the running instance",
 		Example: `  socketbox status
+  socketbox status --watch
   socketbox status --json | jq .total`,
 		Args: usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if watch && asJSON {
+				return newUsageError(c, errors.New("--watch and --json exclude each other"))
+			}
 			dir, err := mainDir(dir)
 			if err != nil {
 				return err
+			}
+			if watch {
+				return watchStatus(c, dir)
 			}
 			st, err := binder.FetchStatus(dir)
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				e := json.NewEncoder(c.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(st)
+				return printJSON(c, st)
 			}
 			return st.Print(c.OutOrStdout())
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "", dirHelp)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "show it anew each second, in place, until interrupted")
 	return c
+}
+
+const (
+	// watchEvery is how often --watch asks.
+	watchEvery = time.Second
+	// home moves a terminal's cursor to the top, clearLine clears what is left
+	// of a line, clearRest what is below: no flicker (ECMA-48).
+	home, clearLine, clearRest = "\x1b[H", "\x1b[K", "\x1b[J"
+)
+
+// watchStatus shows the status anew until it is interrupted or can't be had.
+func watchStatus(c *cobra.Command, dir string) error {
+	for {
+		st, err := binder.FetchStatus(dir)
+		if err != nil {
+			return err
+		}
+		var page bytes.Buffer
+		if err := st.Print(&page); err != nil {
+			return err
+		}
+		text := page.Bytes()
+		if isTerminal(os.Stdout) {
+			text = append([]byte(home), bytes.ReplaceAll(text, []byte("\n"), []byte(clearLine+"\n"))...)
+			text = append(text, clearRest...)
+		} else {
+			text = append(text, '\n')
+		}
+		if _, err := c.OutOrStdout().Write(text); err != nil {
+			return err
+		}
+		time.Sleep(watchEvery)
+	}
+}
+
+// printJSON prints v for programs.
+func printJSON(c *cobra.Command, v any) error {
+	e := json.NewEncoder(c.OutOrStdout())
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
 }
 
 // mainDir is the main socket directory that a command is about.

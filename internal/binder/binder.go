@@ -34,6 +34,7 @@ type binder struct {
 	everServed    bool
 	deaths        int // of dispatchers, one soon after the other
 	restarts      uint64
+	reloads       Reloads
 	draining      bool
 	drainingSince time.Time
 	reload        *reload // under way
@@ -109,7 +110,7 @@ func (b *binder) start(fds []int) error {
 	b.resolver = newResolver(b.log, b.watch)
 	var listeners []*listener
 	for i, d := range cfg.Descriptions() {
-		listeners = append(listeners, b.newListener(d, fds[i]))
+		listeners = append(listeners, b.newListener(d, fds[i], at(b.h.Namespaces, i)))
 	}
 	if b.active, err = b.makeTable(cfg, listeners); err != nil {
 		return err
@@ -241,9 +242,14 @@ func (b *binder) end() {
 	}
 }
 
-func (b *binder) newListener(d listen.Description, fd int) *listener {
+// newListener makes a listener of fd. namespace is where a process with more
+// rights has seen it, 0 if nobody has.
+func (b *binder) newListener(d listen.Description, fd int, namespace uint64) *listener {
+	if namespace == 0 {
+		namespace = listen.Namespace(fd)
+	}
 	b.lastListener++
-	return &listener{id: b.lastListener, description: d, fd: fd}
+	return &listener{id: b.lastListener, description: d, fd: fd, namespace: namespace}
 }
 
 // installed notes that a dispatcher has table m.ID in force, or not.

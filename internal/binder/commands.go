@@ -112,7 +112,11 @@ func (s *session) status() (*Status, error) {
 		return nil, fmt.Errorf("the binder's status: %w", err)
 	}
 	st := &Status{}
-	return st, json.Unmarshal(text, st)
+	if err := json.Unmarshal(text, st); err != nil {
+		return nil, fmt.Errorf("the binder's status: %w", err)
+	}
+	st.look()
+	return st, nil
 }
 
 // Reload has the instance of dir take the configuration in path. The file is
@@ -136,8 +140,8 @@ func Reload(dir, path string) error {
 	if err != nil {
 		return err
 	}
-	if st.Config != path {
-		return withHint(fmt.Errorf("the running instance uses %s, not %s", describeConfig(st.Config), path), "name the same file: socketbox reload "+st.Config)
+	if err := st.mustBeOf(path); err != nil {
+		return err
 	}
 	file, err := privsep.SealedFile(text)
 	if err != nil {
@@ -154,20 +158,13 @@ func Reload(dir, path string) error {
 	return err
 }
 
-func describeConfig(path string) string {
-	if path == "" {
-		return "no configuration file"
-	}
-	return path
-}
-
 // bringSockets opens the listeners of cfg that the instance has not, all or
 // none, and passes them.
 func (s *session) bringSockets(cfg *config.Config, st *Status) error {
 	var indexes []int
 	var missing []listen.Description
 	for i, d := range cfg.Descriptions() {
-		if !st.has(d) {
+		if st.find(d, nil) < 0 {
 			indexes, missing = append(indexes, i), append(missing, d)
 		}
 	}
@@ -178,7 +175,11 @@ func (s *session) bringSockets(cfg *config.Config, st *Status) error {
 	defer closeAll(fds)
 	for len(fds) > 0 {
 		n := min(len(fds), fdsPerPacket)
-		if _, err := s.ask(request{Op: "sockets", Indexes: indexes[:n]}, fds[:n]...); err != nil {
+		q := request{Op: "sockets", Indexes: indexes[:n]}
+		for _, fd := range fds[:n] {
+			q.Namespaces = append(q.Namespaces, listen.Namespace(fd))
+		}
+		if _, err := s.ask(q, fds[:n]...); err != nil {
 			return err
 		}
 		closeAll(fds[:n])

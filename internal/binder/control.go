@@ -30,12 +30,31 @@ const (
 
 // request is what a command asks of the binder.
 type request struct {
-	// Op is "status"; "reload", which "sockets" may follow and "apply" ends;
+	// Op is "status"; "explain", with a question; "reload", which "sockets" may follow and "apply" ends;
 	// "takeover", which "yield" follows, and "farewell" after its answers.
-	Op string `json:"op"`
+	Op       string    `json:"op"`
+	Question *Question `json:"question,omitempty"`
 	// Indexes says which listeners of the new configuration the descriptors
 	// of a "sockets" packet are.
 	Indexes []int `json:"indexes,omitempty"`
+	// Namespaces are the inodes of their network namespaces, which the binder
+	// may not look up.
+	Namespaces []uint64 `json:"namespaces,omitempty"`
+}
+
+// brought is a listening socket that a reload brings.
+type brought struct {
+	fd        int
+	namespace uint64 // inode; 0: unknown
+}
+
+// at returns list[i], zero where there is no such item.
+func at[T any](list []T, i int) T {
+	if i < len(list) {
+		return list[i]
+	}
+	var zero T
+	return zero
 }
 
 // reply answers a request; a status comes in the descriptor.
@@ -50,8 +69,8 @@ type client struct {
 	file   *os.File
 	raw    syscall.RawConn
 	cred   *unix.Ucred
-	text   []byte      // of a reload that has begun
-	opened map[int]int // listeners that came with it
+	text   []byte          // of a reload that has begun
+	opened map[int]brought // listeners that came with it
 }
 
 // serveControl accepts commands until the process ends.
@@ -106,17 +125,17 @@ func (b *binder) serveClient(fd int) {
 	if err != nil {
 		return
 	}
-	c := &client{b: b, file: file, raw: raw, cred: cred, opened: map[int]int{}}
+	c := &client{b: b, file: file, raw: raw, cred: cred, opened: map[int]brought{}}
 	defer c.discard()
 	for c.serveRequest() {
 	}
 }
 
 func (c *client) discard() {
-	for _, fd := range c.opened {
-		unix.Close(fd)
+	for _, in := range c.opened {
+		unix.Close(in.fd)
 	}
-	c.opened = map[int]int{}
+	c.opened = map[int]brought{}
 }
 
 // serveRequest reads and answers one request. It returns false when the
@@ -133,7 +152,7 @@ func (c *client) serveRequest() bool {
 		c.answer(fmt.Errorf("request is not understood: %w", err), nil)
 		return false
 	}
-	if q.Op != "status" && !c.mayChange() {
+	if !asks[q.Op] && !c.mayChange() {
 		m.Close()
 		c.answer(withHint(fmt.Errorf("uid %d may not change this instance: %w", c.cred.Uid, unix.EPERM), "run the command as root"), nil)
 		return false
@@ -141,7 +160,13 @@ func (c *client) serveRequest() bool {
 	switch q.Op {
 	case "status":
 		m.Close()
-		return c.status()
+		return c.show(func() (any, error) { return c.b.status(), nil })
+	case "explain":
+		m.Close()
+		if q.Question == nil {
+			return c.answer(errors.New("explain without a question"), nil)
+		}
+		return c.show(func() (any, error) { return c.b.explain(*q.Question) })
 	case "reload":
 		return c.takeText(m)
 	case "sockets":
@@ -161,19 +186,38 @@ func (c *client) serveRequest() bool {
 	return false
 }
 
+// asks are the requests that change nothing: whoever may connect may make them.
+var asks = map[string]bool{"status": true, "explain": true}
+
 // mayChange: uid 0, or the one user of an instance that was not started by
 // root. The binder's own uid is not enough: the dispatcher has it too.
 func (c *client) mayChange() bool {
 	return c.cred.Uid == 0 || c.b.h.Owner != 0 && int(c.cred.Uid) == c.b.h.Owner
 }
 
-func (c *client) status() bool {
-	result := make(chan []byte, 1)
-	c.b.calls <- func() { result <- c.b.statusJSON() }
-	fd, err := privsep.SealedFile(<-result)
+// show answers with what look returns, as JSON in a sealed memory file. look
+// runs in the binder's own goroutine.
+func (c *client) show(look func() (any, error)) bool {
+	type result struct {
+		text []byte
+		err  error
+	}
+	results := make(chan result, 1)
+	c.b.calls <- func() {
+		v, err := look()
+		var text []byte
+		if err == nil {
+			text, err = json.Marshal(v)
+		}
+		results <- result{text, err}
+	}
+	r := <-results
+	if r.err != nil {
+		return c.answer(r.err, nil)
+	}
+	fd, err := privsep.SealedFile(r.text)
 	if err != nil {
-		c.answer(err, nil)
-		return false
+		return c.answer(err, nil)
 	}
 	defer unix.Close(fd)
 	return c.answer(nil, []int{fd})
@@ -203,9 +247,9 @@ func (c *client) takeSockets(q request, m fdpass.Message) bool {
 	}
 	for i, fd := range m.FDs {
 		if old, twice := c.opened[q.Indexes[i]]; twice {
-			unix.Close(old)
+			unix.Close(old.fd)
 		}
-		c.opened[q.Indexes[i]] = fd
+		c.opened[q.Indexes[i]] = brought{fd, at(q.Namespaces, i)}
 	}
 	return c.answer(nil, nil)
 }
@@ -217,7 +261,7 @@ func (c *client) apply() bool {
 	}
 	result := make(chan error, 1)
 	text, opened := c.text, c.opened
-	c.text, c.opened = nil, map[int]int{}
+	c.text, c.opened = nil, map[int]brought{}
 	c.b.calls <- func() {
 		c.b.beginReload(text, opened, func(err error) {
 			if err != nil {

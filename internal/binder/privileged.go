@@ -28,6 +28,18 @@ type Options struct {
 	Takeover       bool // from the instance that runs
 }
 
+// overridden names the configuration's keys that flags have set.
+func (o *Options) overridden() []string {
+	var keys []string
+	if o.Dir != "" {
+		keys = append(keys, "dir")
+	}
+	if o.User != "" {
+		keys = append(keys, "user")
+	}
+	return keys
+}
+
 // handover is what the privileged stage leaves for the binder. The
 // descriptors that come along are: the control socket, the conversation with
 // the predecessor if there is one, then the listeners in order.
@@ -41,7 +53,8 @@ type handover struct {
 	Verify    privsep.Expectation
 	Warnings  []string
 
-	Predecessor int // pid of the instance to take over from; 0: none
+	Namespaces  []uint64 // of the listeners, in order: inodes
+	Predecessor int      // pid of the instance to take over from; 0: none
 }
 
 // Start is the privileged stage: it reads the configuration, makes the main
@@ -77,6 +90,9 @@ func Start(o Options, log *slog.Logger) error {
 	listeners, err := openListeners(cfg, &h, before)
 	if err != nil {
 		return err
+	}
+	for _, fd := range listeners {
+		h.Namespaces = append(h.Namespaces, listen.Namespace(fd))
 	}
 	control, err := h.takeControl(cfg.Dir, account, before)
 	if err != nil {

@@ -41,7 +41,7 @@ func (b *binder) reloadFile() {
 	}
 	if err != nil {
 		b.notify("RELOADING=1", monotonic())
-		finish(err)
+		b.counting(finish)(err)
 		b.notify("READY=1", b.statusLine())
 		return
 	}
@@ -52,8 +52,9 @@ func (b *binder) reloadFile() {
 // is and says why: done is called exactly once. opened holds listening
 // sockets that the caller opened, by index in the new configuration; it owns
 // them. What is missing is opened here.
-func (b *binder) beginReload(text []byte, opened map[int]int, done func(error)) {
+func (b *binder) beginReload(text []byte, opened map[int]brought, done func(error)) {
 	b.notify("RELOADING=1", monotonic())
+	done = b.counting(done)
 	r, err := b.prepareReload(text, opened)
 	if err != nil {
 		b.notify("READY=1", b.statusLine())
@@ -79,10 +80,25 @@ func (b *binder) beginReload(text []byte, opened map[int]int, done func(error)) 
 	})
 }
 
-func (b *binder) prepareReload(text []byte, opened map[int]int) (*reload, error) {
+// counting counts how a reload ends before it says so.
+func (b *binder) counting(done func(error)) func(error) {
+	return func(err error) {
+		now := time.Now()
+		b.reloads.Last, b.reloads.Error = &now, ""
+		if err == nil {
+			b.reloads.Succeeded++
+		} else {
+			b.reloads.Failed++
+			b.reloads.Error = err.Error()
+		}
+		done(err)
+	}
+}
+
+func (b *binder) prepareReload(text []byte, opened map[int]brought) (*reload, error) {
 	r := &reload{}
-	for _, fd := range opened {
-		r.opened = append(r.opened, &listener{fd: fd})
+	for _, in := range opened {
+		r.opened = append(r.opened, &listener{fd: in.fd})
 	}
 	fail := func(err error) (*reload, error) {
 		for _, l := range r.opened {
@@ -132,27 +148,27 @@ func (b *binder) parseAnew(text []byte) (*config.Config, error) {
 // matchListeners returns the listeners of cfg in order: those in force that
 // are described alike stay untouched, the others come from opened or are
 // opened here.
-func (b *binder) matchListeners(cfg *config.Config, opened map[int]int, r *reload) ([]*listener, error) {
+func (b *binder) matchListeners(cfg *config.Config, opened map[int]brought, r *reload) ([]*listener, error) {
 	ds := cfg.Descriptions()
 	all := make([]*listener, len(ds))
 	used := map[*listener]bool{}
 	var problems []error
 	for i, d := range ds {
 		l := b.findListener(d, used)
-		fd, brought := opened[i]
+		in, brought := opened[i]
 		switch {
 		case l != nil:
 			used[l] = true
 			all[i] = l.renamed(d.Name)
 			if brought {
-				unix.Close(fd)
+				unix.Close(in.fd)
 			}
 		case brought:
-			all[i] = b.newListener(d, fd)
+			all[i] = b.newListener(d, in.fd, in.namespace)
 			r.opened = append(r.opened, all[i])
 			// A blocking listener would stop the dispatcher at its first
 			// empty backlog.
-			if err := errors.Join(listen.Matches(fd, d), unix.SetNonblock(fd, true)); err != nil {
+			if err := errors.Join(listen.Matches(in.fd, d), unix.SetNonblock(in.fd, true)); err != nil {
 				problems = append(problems, fmt.Errorf("socket brought for %s: %w", d, err))
 			}
 		}
@@ -182,7 +198,7 @@ func (b *binder) openMissing(ds []listen.Description, all []*listener, r *reload
 		return withHint(err, "the binder has no privileges: `socketbox reload` as root opens new listeners for it")
 	}
 	for k, fd := range fds {
-		l := b.newListener(missing[k], fd)
+		l := b.newListener(missing[k], fd, 0)
 		all[where[k]] = l
 		r.opened = append(r.opened, l)
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -55,6 +54,7 @@ type resolver struct {
 // route is a question that the dispatcher asked.
 type route struct {
 	id     uint32
+	target uint32   // index in targets
 	dir    string   // that must exist
 	nobody string   // name of the sink while no candidate is there
 	paths  []string // most specific first
@@ -144,14 +144,10 @@ func (r *resolver) expand(m privsep.Message) (*route, error) {
 		facts.Listener = r.listeners[m.Key.Listener-1]
 	}
 	template := r.targets[m.Key.Target].Sockets[0]
-	path := template.Expand(facts)
-	rt := &route{id: m.ID}
+	rt := &route{id: m.ID, target: m.Key.Target}
+	rt.dir, rt.paths = expandPaths(template, facts)
 	if template.IsDir() {
-		rt.dir = filepath.Clean(path)
-		rt.paths = rule.Candidates(rt.dir, facts.Port, facts.Family)
 		rt.nobody = fmt.Sprintf("nobody for port %d in %s", facts.Port, rt.dir)
-	} else {
-		rt.dir, rt.paths = filepath.Dir(path), []string{path}
 	}
 	rt.chosen, rt.used = len(rt.paths), len(rt.paths)
 	return rt, nil

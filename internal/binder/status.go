@@ -1,121 +1,300 @@
 package binder
 
 import (
-	"encoding/json"
+	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"sort"
 	"time"
 
+	"socketbox/internal/config"
 	"socketbox/internal/dispatch"
 	"socketbox/internal/listen"
+	"socketbox/internal/privsep"
+	"socketbox/internal/rule"
 )
 
-// Status is a running instance as `socketbox status --json` shows it.
+// StatusVersion is the version of what `socketbox status --json` prints: fields
+// are added without another one, none goes or changes its meaning.
+const StatusVersion = 1
+
+// Status is a running instance as `socketbox status --json` shows it; the
+// schema is docs/schema/status.json.
 type Status struct {
+	Version    int              `json:"version"`
 	PID        int              `json:"pid"`
 	Dispatcher int              `json:"dispatcher"` // 0: none at the moment
 	UID        int              `json:"uid"`
+	User       string           `json:"user,omitempty"` // as configured
 	Since      time.Time        `json:"since"`
 	Config     string           `json:"config"`
 	Dir        string           `json:"dir"`
+	Guard      string           `json:"guard"`           // as configured
+	Flags      []string         `json:"flags,omitempty"` // keys that flags have set, against the file
 	Restarts   uint64           `json:"dispatcher_restarts"`
+	Reloads    Reloads          `json:"reloads"`
 	HoldTotal  int              `json:"hold_total"`
 	Total      dispatch.Counts  `json:"total"`
+	Processes  []ProcessStatus  `json:"processes"` // as their asker sees them in /proc
 	Listeners  []ListenerStatus `json:"listeners"`
 	Rules      []RuleStatus     `json:"rules"`
 	Targets    []TargetStatus   `json:"targets"`
 	Paths      []PathStatus     `json:"paths"`
 }
 
+// Reloads are the reloads since the binder started.
+type Reloads struct {
+	Succeeded uint64     `json:"succeeded"`
+	Failed    uint64     `json:"failed"`
+	Last      *time.Time `json:"last,omitempty"` // of either kind
+	Error     string     `json:"error,omitempty"`
+}
+
+// ProcessStatus is a process of the instance. What is wrong with it, or that
+// it can't be seen, is Problem.
+type ProcessStatus struct {
+	Role string `json:"role"` // "binder" or "dispatcher"
+	privsep.Process
+	Problem string `json:"problem,omitempty"`
+}
+
 // ListenerStatus is a listener with its description and counts.
 type ListenerStatus struct {
 	Name        string             `json:"name"`
 	Address     string             `json:"address"`
+	Namespace   uint64             `json:"namespace"` // inode; 0: can't be told
 	Description listen.Description `json:"description"`
 	dispatch.Counts
+	HandOff *Times `json:"hand_off_time,omitempty"` // from accept to hand-off
 }
 
 // RuleStatus is a rule with what it took since the configuration was loaded;
 // number 0 is "no rule".
 type RuleStatus struct {
-	Number int    `json:"number"`
-	Line   int    `json:"line,omitempty"`
-	Target string `json:"target"`
+	Number  int    `json:"number"`
+	Line    int    `json:"line,omitempty"`
+	Place   string `json:"place,omitempty"` // socketbox.toml:14
+	Matches string `json:"matches"`
+	Target  string `json:"target"`
 	dispatch.Counts
 }
 
-// TargetStatus is a target with its counts.
+// TargetStatus is a target with its counts. Waiting is its queue here.
 type TargetStatus struct {
-	Name string `json:"name"`
-	Path string `json:"path"`
+	Name  string `json:"name"`
+	Path  string `json:"path"`
+	State string `json:"state"` // "live", "absent", "mixed", "unasked": no client has needed it yet
 	dispatch.Counts
+	Causes map[string]uint64 `json:"causes,omitempty"`    // why they failed
+	Hold   *Times            `json:"hold_time,omitempty"` // of those that were held
+	Limits Limits            `json:"hold"`
+}
+
+// Limits are a target's limits of hold, as the configuration spells them.
+type Limits struct {
+	Connections int    `json:"connections"`
+	Time        string `json:"time"`
+	Busy        string `json:"busy"` // "0s": for ever
 }
 
 // PathStatus is a resolved path that the dispatcher knows.
 type PathStatus struct {
-	Path   string `json:"path"` // or which one is missing
-	Live   bool   `json:"live"`
-	Wanted bool   `json:"wanted"` // connections wait for it
-	Routes int    `json:"routes"`
+	Path    string   `json:"path"` // or which one is missing
+	Targets []string `json:"targets"`
+	Live    bool     `json:"live"`
+	Wanted  bool     `json:"wanted"` // connections wait for it
+	Routes  int      `json:"routes"`
 }
 
-// has says whether the instance has a listener that differs from d in name at
-// most.
-func (s *Status) has(d listen.Description) bool {
-	for _, l := range s.Listeners {
-		same := l.Description
-		same.Name = d.Name
-		if same == d {
-			return true
+// Times is a histogram, cumulative, in seconds.
+type Times struct {
+	Count   uint64   `json:"count"`
+	Sum     float64  `json:"sum"`
+	Buckets []Bucket `json:"buckets"` // without the last one, whose bound is infinite
+}
+
+// Bucket counts what took at most Bound seconds.
+type Bucket struct {
+	Bound float64 `json:"le"`
+	Count uint64  `json:"count"`
+}
+
+func newTimes(h dispatch.Histogram) *Times {
+	t := &Times{Sum: time.Duration(h.Sum).Seconds()}
+	for i, n := range h.Buckets {
+		t.Count += n
+		if i < len(dispatch.Bounds) {
+			t.Buckets = append(t.Buckets, Bucket{dispatch.Bounds[i].Seconds(), t.Count})
 		}
 	}
-	return false
+	if t.Count == 0 {
+		return nil
+	}
+	return t
 }
 
-func (b *binder) statusJSON() []byte {
-	text, err := json.Marshal(b.status())
-	if err != nil {
-		b.log.Error("status", "reason", err)
+// find returns the index of a listener, not among used, that differs from d in
+// name at most; -1 if there is none.
+func (s *Status) find(d listen.Description, used map[int]bool) int {
+	for i, l := range s.Listeners {
+		same := l.Description
+		same.Name = d.Name
+		if same == d && !used[i] {
+			return i
+		}
 	}
-	return text
+	return -1
+}
+
+// mustBeOf refuses another configuration than the instance was started with.
+func (s *Status) mustBeOf(path string) error {
+	if s.Config == path {
+		return nil
+	}
+	used := s.Config
+	if used == "" {
+		used = "no configuration file"
+	}
+	return withHint(fmt.Errorf("the running instance uses %s, not %s", used, path), "name the same file: socketbox reload "+s.Config)
 }
 
 func (b *binder) status() *Status {
 	t := b.active
 	s := &Status{
-		PID: os.Getpid(), UID: os.Geteuid(), Since: b.started, Config: b.h.Options.Config, Dir: t.cfg.Dir,
-		Dispatcher: b.dispatcher(), Restarts: b.restarts, HoldTotal: t.plan.HoldTotal,
+		Version: StatusVersion, PID: os.Getpid(), UID: os.Geteuid(), User: t.cfg.User, Since: b.started,
+		Config: b.h.Options.Config, Dir: t.cfg.Dir, Guard: t.cfg.Guard, Flags: b.h.Options.overridden(),
+		Dispatcher: b.dispatcher(), Restarts: b.restarts, Reloads: b.reloads, HoldTotal: t.plan.HoldTotal,
+		Paths: b.resolver.paths(),
 	}
 	for i, l := range t.listeners {
 		counts := l.base.Add(t.counters.Listener(i).Snapshot())
 		s.Total = s.Total.Add(counts)
-		s.Listeners = append(s.Listeners, ListenerStatus{l.description.Name, l.description.String(), l.description, counts})
+		s.Listeners = append(s.Listeners, ListenerStatus{
+			Name: l.description.Name, Address: l.description.String(), Namespace: l.namespace, Description: l.description,
+			Counts: counts, HandOff: newTimes(l.handOff.Add(t.counters.HandOff(i).Snapshot())),
+		})
 	}
-	names := t.plan.Table.Targets
-	s.Rules = append(s.Rules, RuleStatus{Target: names[0].Name, Counts: t.counters.Rule(-1).Snapshot()})
-	for i, r := range t.plan.Table.Rules {
-		target := "reject"
-		if !r.Reject {
-			target = names[r.Target].Name
-		}
-		s.Rules = append(s.Rules, RuleStatus{i + 1, r.Line, target, t.counters.Rule(i).Snapshot()})
+	s.Rules = append(ruleTexts(t.cfg, t.plan.Table), RuleStatus{Target: t.plan.Table.Targets[0].Name, Matches: "everything else"})
+	for i := range s.Rules {
+		s.Rules[i].Counts = t.counters.Rule(i).Snapshot()
 	}
-	for i, target := range names {
-		s.Targets = append(s.Targets, TargetStatus{target.Name, targetPath(t.destinations[i]),
-			t.before.Counts[target.Name].Add(t.counters.Target(i).Snapshot())})
+	last := len(s.Rules) - 1
+	s.Rules[last].Counts = t.counters.Rule(-1).Snapshot()
+	s.Rules = append(s.Rules[last:], s.Rules[:last]...) // "no rule" comes first
+	sum := t.sum((*dispatch.Counts).Snapshot)
+	states := statesOf(s.Paths)
+	for i, target := range t.plan.Table.Targets {
+		s.Targets = append(s.Targets, TargetStatus{
+			Name: target.Name, Path: targetPath(t.destinations[i]), State: states.of(target.Name),
+			Counts: sum.Counts[target.Name], Causes: sum.Causes[target.Name], Hold: newTimes(sum.Hold[target.Name]),
+			Limits: limitsOf(target),
+		})
 	}
-	s.Paths = b.resolver.paths()
 	return s
+}
+
+// ruleTexts shows the rules of a configuration, without counts.
+func ruleTexts(cfg *config.Config, table *rule.Table) []RuleStatus {
+	var all []RuleStatus
+	for i := range table.Rules {
+		r := &table.Rules[i]
+		all = append(all, RuleStatus{
+			Number: i + 1, Line: r.Line, Place: placeOf(cfg, r.Line), Matches: matches(r, cfg), Target: ruleTarget(table, r),
+		})
+	}
+	return all
+}
+
+func ruleTarget(table *rule.Table, r *rule.Rule) string {
+	if r.Reject {
+		return "reject"
+	}
+	return table.Targets[r.Target].Name
+}
+
+// placeOf names a line of the configuration, as in socketbox.toml:14.
+func placeOf(cfg *config.Config, line int) string {
+	if cfg.Path == "" || line == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s:%d", filepath.Base(cfg.Path), line)
+}
+
+// states counts the live and the absent paths of each target.
+type states map[string]*[2]int
+
+func statesOf(paths []PathStatus) states {
+	s := states{}
+	for _, p := range paths {
+		for _, name := range p.Targets {
+			if s[name] == nil {
+				s[name] = &[2]int{}
+			}
+			if p.Live {
+				s[name][0]++
+			} else {
+				s[name][1]++
+			}
+		}
+	}
+	return s
+}
+
+func (s states) of(target string) string {
+	n := s[target]
+	switch {
+	case n == nil:
+		return "unasked"
+	case n[1] == 0:
+		return "live"
+	case n[0] == 0:
+		return "absent"
+	}
+	return "mixed"
 }
 
 // paths lists the sinks in a stable order.
 func (r *resolver) paths() []PathStatus {
-	var all []PathStatus
+	all := []PathStatus{}
 	for _, s := range r.sinks {
-		all = append(all, PathStatus{Path: s.name, Live: s.live, Wanted: s.wanted, Routes: len(s.routes)})
+		p := PathStatus{Path: s.name, Live: s.live, Wanted: s.wanted, Routes: len(s.routes), Targets: []string{}}
+		for rt := range s.routes {
+			if name := r.targets[rt.target].Name; !slices.Contains(p.Targets, name) {
+				p.Targets = append(p.Targets, name)
+			}
+		}
+		slices.Sort(p.Targets)
+		all = append(all, p)
 	}
 	sort.Slice(all, func(i, j int) bool { return all[i].Path < all[j].Path })
 	return all
+}
+
+// look adds what /proc says of the instance's processes, with the eyes of the
+// command that shows it: the binder is not asked.
+func (s *Status) look() {
+	roles := []struct {
+		name string
+		pid  int
+	}{{"binder", s.PID}, {"dispatcher", s.Dispatcher}}
+	s.Processes = []ProcessStatus{}
+	for _, role := range roles {
+		if role.pid == 0 {
+			continue
+		}
+		p, err := privsep.Look(role.pid)
+		st := ProcessStatus{Role: role.name, Process: p}
+		switch {
+		case err != nil:
+			st.Problem = err.Error()
+		case p.Effective != "0" || p.Permitted != "0" || p.Ambient != "0":
+			st.Problem = "has capabilities"
+		case p.Seccomp != "filter" || !p.NoNewPrivs:
+			st.Problem = "is not confined"
+		}
+		s.Processes = append(s.Processes, st)
+	}
 }
 
 // totals sums up all listeners.

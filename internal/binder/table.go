@@ -19,6 +19,7 @@ type listener struct {
 	id          uint32 // for the dispatcher, never used twice
 	description listen.Description
 	fd          int
+	namespace   uint64             // inode; 0: unknown
 	base        dispatch.Counts    // under earlier tables
 	handOff     dispatch.Histogram // under earlier tables
 }
