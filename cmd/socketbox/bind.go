@@ -52,7 +52,7 @@ ends now, USR1 writes the state to the log.`,
 	return c
 }
 
-const dirHelp = "main socket `DIR` (default $SOCKETBOX_DIR; else /run/socketbox, not root: $XDG_RUNTIME_DIR/socketbox)"
+const dirHelp = "main socket `DIR` (default $SOCKETBOX_DIR, else what the configuration says; else /run/socketbox, not root: $XDG_RUNTIME_DIR/socketbox)"
 
 func bind(c *cobra.Command, o binder.Options) error {
 	log, err := logging.New(os.Stderr, o.LogFormat, o.LogLevel, program)

@@ -81,7 +81,7 @@ func question(from, to, listener string) (q binder.Question, err error) {
 
 func explain(q binder.Question, file, dir string) (*binder.Explanation, error) {
 	if file == "" {
-		dir, err := mainDir(dir)
+		dir, err := mainDir(dir, defaultConfig)
 		if err != nil {
 			return nil, err
 		}

@@ -40,7 +40,7 @@ it stops there, unless --yes is given.`,
 			if (yes || asJSON) && !diff {
 				return newUsageError(c, errors.New("--yes and --json go with --diff"))
 			}
-			if dir, err = mainDir(dir); err != nil {
+			if dir, err = mainDir(dir, path); err != nil {
 				return err
 			}
 			if path, err = filepath.Abs(path); err != nil {

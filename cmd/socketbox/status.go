@@ -14,21 +14,24 @@ import (
 )
 
 func newStatusCommand() *cobra.Command {
-	var dir string
+	var file, dir string
 	var asJSON, watch bool
 	c := &cobra.Command{
-		Use:   "status",
+		Use:   "status [FILE]",
 		Short: "Show listeners, rules, targets, processes and counters of the running instance",
 		Example: `  socketbox status
   socketbox status --watch
   socketbox status --json | jq .total`,
-		Args: usage(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
+		Args: usage(cobra.MaximumNArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
 			if watch && asJSON {
 				return newUsageError(c, errors.New("--watch and --json exclude each other"))
 			}
-			dir, err := mainDir(dir)
+			path, err := configPath(c, file, args)
 			if err != nil {
+				return err
+			}
+			if dir, err = mainDir(dir, path); err != nil {
 				return err
 			}
 			if watch {
@@ -44,6 +47,7 @@ func newStatusCommand() *cobra.Command {
 			return st.Print(c.OutOrStdout())
 		},
 	}
+	c.Flags().StringVarP(&file, "config", "c", "", "the instance of this configuration `FILE` (default "+defaultConfig+")")
 	c.Flags().StringVar(&dir, "dir", "", dirHelp)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.Flags().BoolVarP(&watch, "watch", "w", false, "show it anew each second, in place, until interrupted")
@@ -91,18 +95,27 @@ func printJSON(c *cobra.Command, v any) error {
 	return e.Encode(v)
 }
 
-// mainDir is the main socket directory that a command is about.
-func mainDir(flag string) (string, error) {
+// mainDir is the main socket directory that a command is about: what the flag
+// or the environment says, else what the configuration does.
+func mainDir(flag, path string) (string, error) {
 	if flag == "" {
 		flag = os.Getenv("SOCKETBOX_DIR")
 	}
-	if flag == "" {
-		flag = config.DefaultsFor(os.Geteuid(), os.Getenv).Dir
+	if flag != "" {
+		return flag, nil
 	}
-	if flag == "" {
+	defaults := config.DefaultsFor(os.Geteuid(), os.Getenv)
+	text, err := binder.ReadConfigFile(path)
+	if err != nil && path != defaultConfig {
+		return "", err
+	}
+	if cfg, err := config.Parse(path, text, defaults); err == nil { // else it is an earlier version of it that runs
+		return cfg.Dir, nil
+	}
+	if defaults.Dir == "" {
 		return "", &dirError{}
 	}
-	return flag, nil
+	return defaults.Dir, nil
 }
 
 // dirError: an ordinary user without a runtime directory.
