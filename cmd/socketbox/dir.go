@@ -41,7 +41,7 @@ already gets its rights mended in place: containers that have it mounted go on.`
 			if owner == "" {
 				return newUsageError(c, errors.New("--owner is missing: the user whose daemon receives there"))
 			}
-			main, err := mainDir(dir)
+			main, err := mainDir(dir, defaultConfig)
 			if err != nil {
 				return err
 			}
