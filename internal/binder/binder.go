@@ -37,6 +37,7 @@ type binder struct {
 	reloads       Reloads
 	draining      bool
 	drainingSince time.Time
+	abandoning    bool
 	reload        *reload // under way
 
 	before    int       // conversation with the instance to take over from, -1: none
@@ -203,9 +204,24 @@ func (b *binder) signalled(s os.Signal) error {
 		}
 		fallthrough
 	default: // a second TERM, or INT: now
-		b.log.Info("ending at once", "waiting", b.totals().Waiting)
+		return b.abandon()
+	}
+	return nil
+}
+
+// abandonTime is how long a dispatcher may take to reset what it holds.
+const abandonTime = time.Second
+
+// abandon has the dispatcher reset what is on hold, so that its clients don't
+// take the end for an answer, and end; its end is the binder's.
+func (b *binder) abandon() error {
+	if b.abandoning || b.child == nil {
 		return errStopped
 	}
+	b.log.Info("ending at once", "waiting", b.totals().Waiting)
+	b.abandoning, b.draining = true, true
+	b.child.link.send(privsep.Message{Kind: privsep.Abandon})
+	time.AfterFunc(abandonTime, func() { b.calls <- func() { b.failed = errStopped } })
 	return nil
 }
 

@@ -18,6 +18,7 @@ const (
 	CauseRefused
 	CausePaths
 	CauseDied
+	CauseStopped
 	numCauses
 )
 
@@ -35,6 +36,7 @@ var causeNames = [numCauses]struct{ name, text string }{
 	CauseRefused:         {"refused", "the kernel refuses to pass it"},
 	CausePaths:           {"too_many_paths", "too many paths are waited for"},
 	CauseDied:            {"dispatcher_died", "the dispatcher died with it in its hands"},
+	CauseStopped:         {"stopped", "socketbox was told to end at once"},
 }
 
 // Name is the cause as status --json and metrics spell it.

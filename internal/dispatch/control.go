@@ -51,6 +51,8 @@ func (w *worker) obey(m privsep.Message) error {
 		w.sinkMessage(m)
 	case privsep.Drain:
 		w.drain()
+	case privsep.Abandon:
+		w.abandon()
 	case privsep.Yield:
 		w.yield()
 	case privsep.Adopt:
@@ -108,5 +110,18 @@ func (w *worker) drain() {
 	}
 	for _, l := range w.listeners {
 		w.retire(l)
+	}
+}
+
+// abandon resets what is on hold, and leaves it to run to end. The backlogs
+// are the kernel's to reset, when the listeners close.
+func (w *worker) abandon() {
+	w.draining = true
+	for _, l := range w.listeners {
+		w.close(l)
+	}
+	for _, c := range w.takeAll() {
+		w.tally(&c).waits(-1)
+		w.fail(&c, CauseStopped, unix.ESHUTDOWN)
 	}
 }

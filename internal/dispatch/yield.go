@@ -58,8 +58,12 @@ func (w *worker) adopt(m privsep.Message) {
 	}
 }
 
-// close stops accepting from l; its backlog stays as it is.
+// close stops accepting from l, if that has not been done; its backlog stays
+// as it is.
 func (w *worker) close(l *listener) {
+	if l.fd < 0 {
+		return
+	}
 	if l.paused == 0 {
 		w.watch(unix.EPOLL_CTL_DEL, l.fd, 0, aboutListener, l.ID)
 	}

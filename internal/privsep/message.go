@@ -28,6 +28,7 @@ const (
 	Drop                      // d→b: route ID is forgotten
 	Drain                     // b→d: take what is in the backlogs, deliver, end
 	Drained                   // d→b: nothing is held any more
+	Abandon                   // b→d: reset what is held, end
 	Yield                     // b→d: accept no more, give back what is held, end
 	Held                      // d→b: a connection of listener ID that was held; Value: see Mapped
 	Adopt                     // b→d: hold or deliver a connection of listener ID (0: of none that is left)
@@ -105,6 +106,7 @@ var shapes = map[Kind]shape{
 	Drop:      {},
 	Drain:     {fromBinder: true},
 	Drained:   {},
+	Abandon:   {fromBinder: true},
 	Yield:     {fromBinder: true},
 	Held:      {fds: 1, key: true},
 	Adopt:     {fromBinder: true, fds: 1, key: true},

@@ -336,7 +336,7 @@ func TestEndsNow(t *testing.T) {
 				t.Errorf("exit %d", status)
 			}
 			gone(t, s.Dispatcher, 5*time.Second)
-			if n := c.end().count(reset, empty); n != clients {
+			if n := c.end().count(reset); n != clients {
 				t.Errorf("clients on hold: %s", c.crowd)
 			}
 			t.Log(c.crowd)
