@@ -15,9 +15,9 @@ export GOTOOLCHAIN ?= auto
 # Programs that need cgo, for libseccomp, and programs that must run in any
 # container, static and without libc. A new program is a word in one of these.
 CGO_PROGRAMS    = socketbox
-STATIC_PROGRAMS = socketbox-inetd socketbox-launch
+STATIC_PROGRAMS = socketbox-inetd socketbox-launch socketbox-relay
 PROGRAMS        = $(CGO_PROGRAMS) $(STATIC_PROGRAMS)
-MANUALS         = socketbox.1 socketbox-inetd.1 socketbox-launch.1 socketbox.toml.5
+MANUALS         = socketbox.1 socketbox-inetd.1 socketbox-launch.1 socketbox-relay.1 socketbox.toml.5
 UNITS           = socketbox.service socketbox-inetd@.service
 
 TAGS    = -tags osusergo,netgo

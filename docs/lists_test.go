@@ -82,6 +82,7 @@ var commands = map[string][]string{
 	"socketbox.1":        {"socketbox bind", "socketbox check", "socketbox dir create", "socketbox explain", "socketbox reload", "socketbox status"},
 	"socketbox-inetd.1":  {"socketbox-inetd"},
 	"socketbox-launch.1": {"socketbox-launch"},
+	"socketbox-relay.1":  {"socketbox-relay"},
 }
 
 // TestManualFlags: a flag that --help shows is in the manual page, and the

@@ -66,7 +66,7 @@ func (d Description) compare(fd int, f facts) error {
 		return nil
 	}
 	addr, zone, port := addressOf(f.address)
-	want, err := interfaceIndex(fd, d.Zone)
+	want, err := InterfaceIndex(fd, d.Zone)
 	switch {
 	case err != nil:
 		return fmt.Errorf("find interface %s: %w", d.Zone, err)

@@ -85,3 +85,12 @@ func hintForSetns(err error) string {
 	}
 	return ""
 }
+
+// NamespacePath returns where a namespace that may be given by its bare name
+// is to be found.
+func NamespacePath(ns string) string {
+	if strings.HasPrefix(ns, "/") {
+		return ns
+	}
+	return namespaceDirs[0] + ns
+}

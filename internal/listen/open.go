@@ -104,7 +104,7 @@ func (d Description) sockaddr(fd int) (unix.Sockaddr, error) {
 	if d.Address.Is4() {
 		return &unix.SockaddrInet4{Port: int(d.Port), Addr: d.Address.As4()}, nil
 	}
-	zone, err := interfaceIndex(fd, d.Zone)
+	zone, err := InterfaceIndex(fd, d.Zone)
 	if err != nil {
 		return nil, d.fail("find interface "+d.Zone+" for", err)
 	}

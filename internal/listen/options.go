@@ -78,9 +78,9 @@ func (d Description) failOption(name, needs string, err error) error {
 	return &Error{Op: "set " + name + " on", Object: d.object(), Err: err, hint: hint}
 }
 
-// interfaceIndex returns the index of an interface in the namespace of the
+// InterfaceIndex returns the index of an interface in the namespace of the
 // socket fd; zone is its name or the index itself, "" is 0.
-func interfaceIndex(fd int, zone string) (uint32, error) {
+func InterfaceIndex(fd int, zone string) (uint32, error) {
 	if zone == "" {
 		return 0, nil
 	}
