@@ -86,9 +86,15 @@ func TestConfigurationExamples(t *testing.T) {
 	}
 	examples["packaging/socketbox.toml.example"] = read(t, "packaging/socketbox.toml.example")
 	for place, text := range examples {
-		file := filepath.Join(t.TempDir(), "example.toml")
+		dir := t.TempDir()
+		file := filepath.Join(dir, "example.toml")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
+		}
+		for _, table := range blocks(t, "tsv") { // that an example names
+			if err := os.WriteFile(filepath.Join(dir, "tenants.tsv"), []byte(table), 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
 		check := exec.Command(filepath.Join(bin, "socketbox"), "check", file)
 		check.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+t.TempDir())

@@ -57,6 +57,7 @@ func TestConfigurationKeys(t *testing.T) {
 		"options":  "[[listener]]\naddress = ':1'\noptions.nonsense = 1",
 		"rule":     "[[rule]]\ntarget = 'main'\nnonsense = 1",
 		"target":   "[target.t]\nsockets = '/x'\nnonsense = 1",
+		"table":    "[table.t]\nfile = '/x'\nnonsense = 1",
 	} {
 		_, err := config.Parse("f", []byte(text), config.Defaults{Dir: "/run/x"})
 		if err == nil {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"socketbox/internal/config"
 	"socketbox/internal/listen"
 	"socketbox/internal/privsep"
 	"socketbox/internal/resident"
@@ -29,6 +30,7 @@ type binder struct {
 	active       *table // in force, or about to be for the first time
 	lastTable    uint32
 	lastListener uint32
+	lastMap      uint32
 
 	child         *child
 	everServed    bool
@@ -102,6 +104,10 @@ func (b *binder) start(fds []int) error {
 	if err != nil {
 		return err
 	}
+	fds, maps, err := takeTables(cfg, fds)
+	if err != nil {
+		return err
+	}
 	if len(cfg.Listeners) != len(fds) {
 		return fmt.Errorf("read inherited state: %d listeners, %d descriptors", len(cfg.Listeners), len(fds))
 	}
@@ -113,7 +119,7 @@ func (b *binder) start(fds []int) error {
 	for i, d := range cfg.Descriptions() {
 		listeners = append(listeners, b.newListener(d, fds[i], at(b.h.Namespaces, i)))
 	}
-	if b.active, err = b.makeTable(cfg, listeners); err != nil {
+	if b.active, err = b.makeTable(cfg, listeners, maps); err != nil {
 		return err
 	}
 	if b.before < 0 { // else it is still the predecessor who answers
@@ -143,6 +149,17 @@ func (b *binder) takeFDs(fds []int) ([]int, error) {
 		}
 	}
 	return fds[head:], nil
+}
+
+// takeTables takes the files of tables, the last ones, off the inherited
+// descriptors, and returns the rest.
+func takeTables(cfg *config.Config, fds []int) ([]int, []*mapFile, error) {
+	n := len(fds) - len(cfg.Tables)
+	if n < 0 {
+		return nil, nil, fmt.Errorf("read inherited state: %d tables, %d descriptors", len(cfg.Tables), len(fds))
+	}
+	maps, err := loadTables(cfg, fds[n:])
+	return fds[:n], maps, err
 }
 
 // loop treats one event after another until the binder is to end.
@@ -280,6 +297,9 @@ func (b *binder) installed(c *child, m privsep.Message) error {
 	if b.reload != nil && b.reload.next.id == m.ID {
 		b.commitReload()
 	}
+	c.noteMaps(b.active)
+	b.resolver.send = c.link.send
+	b.resolver.reset(m.ID, b.active.destinations, b.active.names())
 	b.adoptHeld()
 	if b.everServed {
 		return nil

@@ -131,6 +131,11 @@ func Reload(dir, path string) error {
 	if err != nil {
 		return err
 	}
+	tables, err := openTables(cfg)
+	if err != nil {
+		return err
+	}
+	defer closeAll(tables)
 	s, err := dial(dir)
 	if err != nil {
 		return err
@@ -151,10 +156,22 @@ func Reload(dir, path string) error {
 	if _, err := s.ask(request{Op: "reload"}, file); err != nil {
 		return err
 	}
+	if err := s.bringTables(tables); err != nil {
+		return err
+	}
 	if err := s.bringSockets(cfg, st); err != nil {
 		return err
 	}
 	_, err = s.ask(request{Op: "apply"})
+	return err
+}
+
+// bringTables passes the files of the configuration's tables.
+func (s *session) bringTables(files []int) error {
+	if len(files) == 0 {
+		return nil
+	}
+	_, err := s.ask(request{Op: "tables"}, files...)
 	return err
 }
 

@@ -30,7 +30,8 @@ const (
 
 // request is what a command asks of the binder.
 type request struct {
-	// Op is "status"; "explain", with a question; "reload", which "sockets" may follow and "apply" ends;
+	// Op is "status"; "explain", with a question; "reload", which "tables" and
+	// "sockets" may follow and "apply" ends;
 	// "takeover", which "yield" follows, and "farewell" after its answers.
 	Op       string    `json:"op"`
 	Question *Question `json:"question,omitempty"`
@@ -71,6 +72,7 @@ type client struct {
 	cred   *unix.Ucred
 	text   []byte          // of a reload that has begun
 	opened map[int]brought // listeners that came with it
+	tables []int           // and the files of its tables
 }
 
 // serveControl accepts commands until the process ends.
@@ -135,7 +137,8 @@ func (c *client) discard() {
 	for _, in := range c.opened {
 		unix.Close(in.fd)
 	}
-	c.opened = map[int]brought{}
+	closeAll(c.tables)
+	c.opened, c.tables = map[int]brought{}, nil
 }
 
 // serveRequest reads and answers one request. It returns false when the
@@ -169,6 +172,8 @@ func (c *client) serveRequest() bool {
 		return c.show(func() (any, error) { return c.b.explain(*q.Question) })
 	case "reload":
 		return c.takeText(m)
+	case "tables":
+		return c.takeTables(m)
 	case "sockets":
 		return c.takeSockets(q, m)
 	case "apply":
@@ -254,16 +259,30 @@ func (c *client) takeSockets(q request, m fdpass.Message) bool {
 	return c.answer(nil, nil)
 }
 
+// takeTables keeps the files of tables, in the order of the configuration, for
+// the reload that has begun.
+func (c *client) takeTables(m fdpass.Message) bool {
+	if c.text == nil || len(c.tables) > 0 {
+		m.Close()
+		c.answer(errors.New("tables without a reload, or twice"), nil)
+		return false
+	}
+	c.tables = m.FDs
+	return c.answer(nil, nil)
+}
+
 func (c *client) apply() bool {
 	if c.text == nil {
 		c.answer(errors.New("apply without a reload"), nil)
 		return false
 	}
 	result := make(chan error, 1)
-	text, opened := c.text, c.opened
-	c.text, c.opened = nil, map[int]brought{}
+	text, opened, tables := c.text, c.opened, c.tables
+	c.text, c.opened, c.tables = nil, map[int]brought{}, nil
+	c.b.calls <- func() { c.b.notify("RELOADING=1", monotonic()) }
+	next, err := c.b.receiveConfig(text, opened, tables)
 	c.b.calls <- func() {
-		c.b.beginReload(text, opened, func(err error) {
+		c.b.beginReload(next, err, func(err error) {
 			if err != nil {
 				c.b.log.Error("reload failed, the old configuration stays in force", "reason", err)
 			}

@@ -14,6 +14,7 @@ import (
 	"socketbox/internal/config"
 	"socketbox/internal/handoff"
 	"socketbox/internal/listen"
+	"socketbox/internal/privsep"
 	"socketbox/internal/rule"
 )
 
@@ -89,11 +90,16 @@ const (
 // ExplainFile answers q for a configuration that is not in force: what a binder
 // that is started with it would do, as the caller sees the receivers.
 func ExplainFile(cfg *config.Config, q Question) (*Explanation, error) {
+	maps, err := readTables(cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer releaseAll(maps)
 	table, destinations, err := cfg.Table()
 	if err != nil {
 		return nil, err
 	}
-	return explain(cfg, table, destinations, q)
+	return explain(cfg, table, destinations, maps, q)
 }
 
 // ExplainRunning answers q for the table that the instance of dir has in
@@ -116,7 +122,7 @@ func ExplainRunning(dir string, q Question) (*Explanation, error) {
 // explain answers q for the table in force.
 func (b *binder) explain(q Question) (*Explanation, error) {
 	t := b.active
-	e, err := explain(t.cfg, t.plan.Table, t.destinations, q)
+	e, err := explain(t.cfg, t.plan.Table, t.destinations, t.maps, q)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +140,7 @@ func (b *binder) explain(q Question) (*Explanation, error) {
 	return e, nil
 }
 
-func explain(cfg *config.Config, table *rule.Table, ds []config.Destination, q Question) (*Explanation, error) {
+func explain(cfg *config.Config, table *rule.Table, ds []config.Destination, maps []*mapFile, q Question) (*Explanation, error) {
 	e := &Explanation{Version: 1, Rules: []Trial{}, To: q.To.String()}
 	if q.Unix != "" {
 		e.To = "unix:" + q.Unix
@@ -150,7 +156,10 @@ func explain(cfg *config.Config, table *rule.Table, ds []config.Destination, q Q
 		return e, err
 	}
 	conn := rule.Conn{Listener: index, Port: q.To.Port(), Local: q.To.Addr().Unmap().WithZone(""), Remote: q.From.Unmap().WithZone("")}
-	target := e.try(cfg, table, &conn)
+	target, place, err := e.try(cfg, table, maps, &conn)
+	if err != nil {
+		return nil, err
+	}
 	if target < 0 {
 		e.Verdict, e.Outcome = verdictRejected, "it is reset: the rule says reject"
 		return e, nil
@@ -159,13 +168,16 @@ func explain(cfg *config.Config, table *rule.Table, ds []config.Destination, q Q
 		Listener: cfg.Listeners[index].Name, Port: conn.Port, Local: conn.Local, Remote: conn.Remote, Family: rule.FamilyOf(conn.Local),
 	}
 	e.Target = &TargetExplanation{Name: table.Targets[target].Name, Path: targetPath(ds[target])}
-	e.probe(ds[target], facts, table.Targets[target].Hold)
+	if ds[target].Paths != nil {
+		e.Target.Path = ds[target].Paths.At(place).String()
+	}
+	e.probe(ds[target], place, facts, table.Targets[target].Hold)
 	return e, nil
 }
 
 // try goes through the rules up to the one that takes conn, and returns its
-// target; -1 for reject.
-func (e *Explanation) try(cfg *config.Config, table *rule.Table, conn *rule.Conn) int {
+// target, -1 for reject, and which path of a table that is.
+func (e *Explanation) try(cfg *config.Config, table *rule.Table, maps []*mapFile, conn *rule.Conn) (target, place int, err error) {
 	name := func(i int) string { return cfg.Listeners[i].Name }
 	for i := range table.Rules {
 		r := &table.Rules[i]
@@ -173,17 +185,54 @@ func (e *Explanation) try(cfg *config.Config, table *rule.Table, conn *rule.Conn
 		for _, c := range t.Checks {
 			t.Taken = t.Taken && c.OK
 		}
+		target, place := r.Target, 0
+		if r.Reject {
+			target = -1
+		}
+		if r.Map > 0 {
+			var c rule.Check
+			c, target, place, err = maps[r.Map-1].try(table, r.Map-1, conn)
+			if err != nil {
+				return 0, 0, err
+			}
+			t.Checks = append(t.Checks, c)
+			t.Taken = t.Taken && c.OK
+		}
 		e.Rules = append(e.Rules, t)
 		if !t.Taken {
 			continue
 		}
 		e.Rule = t.Number
-		if r.Reject {
-			return -1
-		}
-		return r.Target
+		return target, place, nil
 	}
-	return 0
+	return 0, 0, nil
+}
+
+// try looks conn up in the table's map i.
+func (m *mapFile) try(table *rule.Table, i int, conn *rule.Conn) (c rule.Check, target, place int, err error) {
+	info := table.Maps[i]
+	c = rule.Check{Key: "table", Want: info.Name, Got: "no entry"}
+	encoded, unmap, err := privsep.MapSealed(m.fd, rule.MaxEncodedMap)
+	if err != nil {
+		return c, 0, 0, err
+	}
+	defer unmap()
+	entry, ok, err := rule.SearchMap(encoded, conn.Local, conn.Port)
+	if err != nil || !ok {
+		return c, 0, 0, err
+	}
+	c.OK, c.Got = true, rule.PrefixText(entry.Prefix())
+	if entry.Port() != 0 {
+		c.Got += fmt.Sprintf(" port %d", entry.Port())
+	}
+	c.Want += ": " + c.Got
+	if place, isPath := entry.To().Path(); isPath {
+		return c, info.Target, place, nil
+	}
+	if target, ok = entry.To().Target(); !ok {
+		target = -1
+	}
+	return c, target, 0, nil
 }
 
 // chooseListener finds the listener that the kernel would give the connection
@@ -252,11 +301,15 @@ func takes(d listen.Description, q Question) int {
 }
 
 // probe looks at the paths of a target, as the binder would.
-func (e *Explanation) probe(d config.Destination, facts rule.Facts, hold rule.Hold) {
+func (e *Explanation) probe(d config.Destination, place int, facts rule.Facts, hold rule.Hold) {
 	t := e.Target
 	t.Candidates = []Candidate{}
 	var dead *Candidate
-	for _, template := range d.Sockets {
+	templates := d.Sockets
+	if d.Paths != nil {
+		templates = []rule.Template{d.Paths.At(place)}
+	}
+	for _, template := range templates {
 		dir, paths := expandPaths(template, facts)
 		if !isDirectory(dir) {
 			t.Candidates = append(t.Candidates, Candidate{Path: dir + "/", State: "no directory"})

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -42,7 +43,8 @@ func (o *Options) overridden() []string {
 
 // handover is what the privileged stage leaves for the binder. The
 // descriptors that come along are: the control socket, the conversation with
-// the predecessor if there is one, then the listeners in order.
+// the predecessor if there is one, then the listeners and the files of tables,
+// in order.
 type handover struct {
 	Options   Options
 	Text      []byte // of the configuration file
@@ -87,6 +89,11 @@ func Start(o Options, log *slog.Logger) error {
 	if err := makeMainDirectory(cfg.Dir, account); err != nil {
 		return err
 	}
+	tables, err := openTables(cfg)
+	if err != nil {
+		return err
+	}
+	defer closeAll(tables)
 	listeners, err := openListeners(cfg, &h, before)
 	if err != nil {
 		return err
@@ -107,7 +114,7 @@ func Start(o Options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	err = privsep.Reexec(privsep.Binder, id, state, append(control, listeners...))
+	err = privsep.Reexec(privsep.Binder, id, state, slices.Concat(control, listeners, tables))
 	if before == nil {
 		unix.Unlink(h.Control)
 	}

@@ -3,6 +3,7 @@ package binder
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,36 +27,28 @@ const reloadTime = 60 * time.Second
 // reloadFile is what HUP does: read the file and open new listeners with the
 // binder's own rights.
 func (b *binder) reloadFile() {
-	text, err := []byte(nil), error(nil)
-	if path := b.h.Options.Config; path != "" {
-		if text, err = ReadConfigFile(path); err != nil {
-			err = withHint(err, "the binder runs as another user than root: `socketbox reload` as root reads the file for it")
+	b.notify("RELOADING=1", monotonic())
+	go func() {
+		c, err := b.readFiles()
+		b.calls <- func() {
+			b.beginReload(c, err, func(err error) {
+				if err != nil {
+					b.log.Error("reload failed, the old configuration stays in force", "reason", err)
+				}
+			})
 		}
-	} else {
-		err = errors.New("started without a configuration file: nothing to reload")
-	}
-	finish := func(err error) {
-		if err != nil {
-			b.log.Error("reload failed, the old configuration stays in force", "reason", err)
-		}
-	}
-	if err != nil {
-		b.notify("RELOADING=1", monotonic())
-		b.counting(finish)(err)
-		b.notify("READY=1", b.statusLine())
-		return
-	}
-	b.beginReload(text, nil, finish)
+	}()
 }
 
 // beginReload puts a new configuration in force, or leaves everything as it
-// is and says why: done is called exactly once. opened holds listening
-// sockets that the caller opened, by index in the new configuration; it owns
-// them. What is missing is opened here.
-func (b *binder) beginReload(text []byte, opened map[int]brought, done func(error)) {
-	b.notify("RELOADING=1", monotonic())
+// is and says why: done is called exactly once. It owns c, which is nil where
+// err says why there is none. Listeners that nobody brought are opened here.
+func (b *binder) beginReload(c *candidate, err error, done func(error)) {
+	var r *reload
 	done = b.counting(done)
-	r, err := b.prepareReload(text, opened)
+	if err == nil {
+		r, err = b.prepareReload(c)
+	}
 	if err != nil {
 		b.notify("READY=1", b.statusLine())
 		done(err)
@@ -95,54 +88,50 @@ func (b *binder) counting(done func(error)) func(error) {
 	}
 }
 
-func (b *binder) prepareReload(text []byte, opened map[int]brought) (*reload, error) {
-	r := &reload{}
-	for _, in := range opened {
-		r.opened = append(r.opened, &listener{fd: in.fd})
+func (b *binder) prepareReload(c *candidate) (*reload, error) {
+	err := b.checkRestart(c.cfg)
+	switch {
+	case b.reload != nil:
+		err = errors.New("another reload is under way")
+	case b.child == nil || b.child.table == 0 || b.draining || b.yield != nil:
+		err = errors.New("not serving at the moment, try again")
 	}
-	fail := func(err error) (*reload, error) {
+	if err != nil {
+		c.discard()
+		return nil, err
+	}
+	r := &reload{}
+	listeners, err := b.matchListeners(c.cfg, c.opened, r)
+	if err != nil {
+		releaseAll(c.maps)
+	} else {
+		r.next, err = b.makeTable(c.cfg, listeners, c.maps)
+	}
+	if err != nil {
 		for _, l := range r.opened {
 			unix.Close(l.fd)
 		}
 		return nil, err
 	}
-	switch {
-	case b.reload != nil:
-		return fail(errors.New("another reload is under way"))
-	case b.child == nil || b.child.table == 0 || b.draining || b.yield != nil:
-		return fail(errors.New("not serving at the moment, try again"))
-	}
-	cfg, err := b.parseAnew(text)
-	if err != nil {
-		return fail(err)
-	}
-	r.opened = nil
-	listeners, err := b.matchListeners(cfg, opened, r)
-	if err != nil {
-		return fail(err)
-	}
-	if r.next, err = b.makeTable(cfg, listeners); err != nil {
-		return fail(err)
-	}
 	return r, nil
 }
 
-// parseAnew reads a new text of the configuration and refuses what only a
-// restart can change.
+// parseAnew reads a new text of the configuration. It runs beside the loop.
 func (b *binder) parseAnew(text []byte) (*config.Config, error) {
 	h := b.h
 	h.Text = text
-	cfg, err := h.config()
-	if err != nil {
-		return nil, err
-	}
+	return h.config()
+}
+
+// checkRestart refuses what only a restart can change.
+func (b *binder) checkRestart(cfg *config.Config) error {
 	old := b.active.cfg
 	for _, k := range []struct{ key, old, new string }{{"user", old.User, cfg.User}, {"dir", old.Dir, cfg.Dir}, {"guard", old.Guard, cfg.Guard}} {
 		if k.old != k.new {
-			return nil, fmt.Errorf("%s changes from %q to %q, which needs a restart", k.key, k.old, k.new)
+			return fmt.Errorf("%s changes from %q to %q, which needs a restart", k.key, k.old, k.new)
 		}
 	}
-	return cfg, nil
+	return nil
 }
 
 // matchListeners returns the listeners of cfg in order: those in force that
@@ -247,7 +236,10 @@ func (b *binder) commitReload() {
 	}
 	b.unstore(r.closing)
 	b.store(r.opened)
-	b.log.Info("configuration reloaded", "listeners", len(b.active.listeners), "rules", len(b.active.plan.Table.Rules))
+	b.log.Info("configuration reloaded", append([]any{"listeners", len(b.active.listeners), "rules", len(b.active.plan.Table.Rules)}, b.active.mapSizes()...)...)
+	if len(b.active.maps) > 0 {
+		go debug.FreeOSMemory() // of the tables before
+	}
 	r.done(nil)
 }
 

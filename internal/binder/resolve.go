@@ -143,7 +143,10 @@ func (r *resolver) expand(m privsep.Message) (*route, error) {
 	if m.Key.Listener > 0 {
 		facts.Listener = r.listeners[m.Key.Listener-1]
 	}
-	template := r.targets[m.Key.Target].Sockets[0]
+	template, ok := r.targets[m.Key.Target].Place(int(m.Key.Place))
+	if !ok {
+		return nil, fmt.Errorf("%w: place %d of target %d", privsep.ErrProtocol, m.Key.Place, m.Key.Target)
+	}
 	rt := &route{id: m.ID, target: m.Key.Target}
 	rt.dir, rt.paths = expandPaths(template, facts)
 	if template.IsDir() {

@@ -210,6 +210,9 @@ func ruleTarget(table *rule.Table, r *rule.Rule) string {
 	if r.Reject {
 		return "reject"
 	}
+	if r.Map > 0 {
+		return "table:" + table.Maps[r.Map-1].Name
+	}
 	return table.Targets[r.Target].Name
 }
 

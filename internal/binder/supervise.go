@@ -30,8 +30,9 @@ type child struct {
 	link     *link
 	started  time.Time
 	verified bool
-	table    uint32 // in force
-	sent     uint32 // last one sent
+	table    uint32          // in force
+	sent     uint32          // last one sent
+	maps     map[uint32]bool // IDs of those that it has
 	drained  bool
 	reason   error // why the binder ended it
 }
@@ -128,7 +129,7 @@ func (b *binder) hear(e childEvent) error {
 // obey carries out a message of the dispatcher. Messages about a table that
 // is not in force any more are late, not wrong.
 func (b *binder) obey(c *child, m privsep.Message) error {
-	current := c.verified && m.Table == c.sent
+	current := c.table != 0 && m.Table == c.table
 	switch m.Kind {
 	case privsep.Ready:
 		return b.greet(c)

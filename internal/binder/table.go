@@ -37,13 +37,16 @@ type table struct {
 	countersFD   int
 	counters     *dispatch.Counters
 	before       earlier
+	maps         []*mapFile // owned: each table has its share
 }
 
-// makeTable compiles cfg for the given listeners, in the same order. The
-// caller owns the table and closes it.
-func (b *binder) makeTable(cfg *config.Config, listeners []*listener) (*table, error) {
+// makeTable compiles cfg for the given listeners, in the same order; maps are
+// the contents of its tables, in order, and go to the table. The caller owns the
+// table and closes it.
+func (b *binder) makeTable(cfg *config.Config, listeners []*listener, maps []*mapFile) (*table, error) {
 	rules, destinations, err := cfg.Table()
 	if err != nil {
+		releaseAll(maps)
 		return nil, err
 	}
 	b.lastTable++
@@ -52,6 +55,7 @@ func (b *binder) makeTable(cfg *config.Config, listeners []*listener) (*table, e
 		LogLevel: b.h.Options.LogLevel, LogFormat: b.h.Options.LogFormat, LogConnections: b.h.Options.LogConnections,
 		HoldTotal: holdTotal(cfg), Table: rules,
 	}
+	b.shareMaps(t, maps)
 	for _, l := range listeners {
 		t.plan.Listeners = append(t.plan.Listeners, planOf(l))
 	}
@@ -85,6 +89,9 @@ func (t *table) close() {
 		if fd >= 0 {
 			unix.Close(fd)
 		}
+	}
+	for _, m := range t.maps {
+		m.release()
 	}
 	t.counters.Unmap()
 }
@@ -131,8 +138,9 @@ func holdTotal(cfg *config.Config) int {
 	return int(min(lim.Cur/2, 1<<20))
 }
 
-// sendTable gives a verified dispatcher all listeners and the table. From
-// here on the resolver answers for the new one.
+// sendTable gives a verified dispatcher all listeners, the maps that it has
+// not, and the table. Until it says that the table is in force, the resolver
+// answers for the one before.
 func (b *binder) sendTable(c *child, t *table) error {
 	for _, l := range t.listeners {
 		fd, err := duplicate(l.fd)
@@ -140,6 +148,16 @@ func (b *binder) sendTable(c *child, t *table) error {
 			return err
 		}
 		c.link.send(privsep.Message{Kind: privsep.Listener, Table: t.id, ID: l.id, FDs: []int{fd}})
+	}
+	for _, m := range t.maps {
+		if c.maps[m.id] {
+			continue
+		}
+		fd, err := duplicate(m.fd)
+		if err != nil {
+			return err
+		}
+		c.link.send(privsep.Message{Kind: privsep.Map, Table: t.id, ID: m.id, FDs: []int{fd}})
 	}
 	plan, err := duplicate(t.planFD)
 	if err != nil {
@@ -152,8 +170,6 @@ func (b *binder) sendTable(c *child, t *table) error {
 	}
 	c.sent = t.id
 	c.link.send(privsep.Message{Kind: privsep.Table, Table: t.id, ID: t.id, FDs: []int{plan, counters}})
-	b.resolver.send = c.link.send
-	b.resolver.reset(t.id, t.destinations, t.names())
 	return nil
 }
 
@@ -167,7 +183,10 @@ func duplicate(fd int) (int, error) {
 
 // targetPath shows where a target leads, for status and check.
 func targetPath(d config.Destination) string {
-	if len(d.Sockets) == 0 {
+	switch {
+	case d.Paths != nil:
+		return fmt.Sprintf("%d paths", d.Paths.Len())
+	case len(d.Sockets) == 0:
 		return ""
 	}
 	return filepath.Clean(d.Sockets[0].String()) + dirMark(d.Sockets[0])

@@ -19,6 +19,7 @@ type Config struct {
 	Listeners []Listener
 	Rules     []rule.Rule // they index Listeners and Targets
 	Targets   []Target    // the first is the main socket directory
+	Tables    []Table     // that rules may point to
 }
 
 // Values of guard.
@@ -41,7 +42,8 @@ type Listener struct {
 }
 
 // Target is where connections go. The main socket directory's own Sockets are
-// empty: Dir says where it is, and flags may still move that.
+// empty: Dir says where it is, and flags may still move that; so are those of
+// the paths in a table, which are in its content.
 type Target struct {
 	Name    string // "main", a name, or the path of a rule that names one
 	Sockets []rule.Template
@@ -59,6 +61,19 @@ const (
 type Destination struct {
 	Name    string
 	Sockets []rule.Template // exactly one in this version
+	Paths   *rule.Paths     // instead: of a table
+}
+
+// Place returns path i of those to choose from; not ok if there are fewer.
+func (d *Destination) Place(i int) (t rule.Template, ok bool) {
+	switch {
+	case i < 0:
+	case d.Paths != nil && i < d.Paths.Len():
+		return d.Paths.At(i), true
+	case d.Paths == nil && i < len(d.Sockets):
+		return d.Sockets[i], true
+	}
+	return t, false
 }
 
 // Defaults are the values of keys that a file leaves out and that depend on
@@ -109,7 +124,8 @@ func (c *Config) Descriptions() []listen.Description {
 }
 
 // Table returns the rules as the dispatcher takes them and the destinations of
-// their targets, in the order of Table.Targets, as the binder needs them.
+// their targets, in the order of Table.Targets, as the binder needs them. A
+// table whose content has not been loaded counts as empty.
 func (c *Config) Table() (*rule.Table, []Destination, error) {
 	if c.Dir == "" {
 		return nil, nil, &Error{
@@ -133,8 +149,17 @@ func (c *Config) Table() (*rule.Table, []Destination, error) {
 		for _, s := range sockets {
 			keys |= s.Keys()
 		}
-		t.Targets = append(t.Targets, rule.Target{Name: target.Name, Keys: keys, Hold: target.Hold})
+		t.Targets = append(t.Targets, rule.Target{Name: target.Name, Keys: keys, Hold: target.Hold, Places: len(sockets)})
 		ds = append(ds, Destination{Name: target.Name, Sockets: sockets})
+	}
+	for _, table := range c.Tables {
+		t.Maps = append(t.Maps, rule.MapInfo{Name: table.Name, Target: table.Target})
+		ds[table.Target].Paths = &rule.Paths{}
+		if table.Content != nil {
+			paths := table.Content.Paths
+			ds[table.Target].Paths = paths
+			t.Targets[table.Target].Keys, t.Targets[table.Target].Places = paths.Keys(), paths.Len()
+		}
 	}
 	if err := t.Check(); err != nil {
 		return nil, nil, fmt.Errorf("rule table: %w", err)

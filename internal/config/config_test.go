@@ -108,15 +108,15 @@ func TestTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantTargets := []rule.Target{
-		{Name: "main", Keys: rule.KeyPort | rule.KeyFamily, Hold: defaultHold},
-		{Name: "/run/{remote}.sock", Keys: rule.KeyRemote, Hold: defaultHold},
+		{Name: "main", Keys: rule.KeyPort | rule.KeyFamily, Hold: defaultHold, Places: 1},
+		{Name: "/run/{remote}.sock", Keys: rule.KeyRemote, Hold: defaultHold, Places: 1},
 	}
 	if !reflect.DeepEqual(table.Targets, wantTargets) {
 		t.Errorf("targets %+v, want %+v", table.Targets, wantTargets)
 	}
 	wantDestinations := []Destination{
-		{"main", template(t, "/srv/box/")},
-		{"/run/{remote}.sock", template(t, "/run/{remote}.sock")},
+		{Name: "main", Sockets: template(t, "/srv/box/")},
+		{Name: "/run/{remote}.sock", Sockets: template(t, "/run/{remote}.sock")},
 	}
 	if !reflect.DeepEqual(destinations, wantDestinations) {
 		t.Errorf("destinations %+v, want %+v", destinations, wantDestinations)

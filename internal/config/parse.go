@@ -33,16 +33,14 @@ func Parse(path string, text []byte, defaults Defaults) (*Config, error) {
 	}
 	p := &parser{
 		config:  &Config{Path: path, User: defaults.User, Dir: defaults.Dir},
-		targets: map[string]int{},
+		targets: map[string]int{}, tables: map[string]int{},
 	}
 	top := doc.top()
 	p.readTop(top)
 	p.readTargets(top)
+	p.readTables(top)
 	listeners := p.readListeners(top)
 	p.readRules(top, listeners)
-	if v, ok := top.get("table"); ok {
-		v.fail("tables are not supported by this version")
-	}
 	top.refuseRest()
 	if len(doc.errs) > 0 {
 		return nil, join(doc.errs)
@@ -55,6 +53,7 @@ type parser struct {
 	config  *Config
 	hold    rule.Hold      // of targets that have none of their own
 	targets map[string]int // index by name or path
+	tables  map[string]int // index by name
 }
 
 // readTop reads the keys that stand alone, and makes the main target.

@@ -114,7 +114,7 @@ func TestParseRefused(t *testing.T) {
 		{"x = {a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p.q = 1}", "1:38: key of more than 16 parts"},
 
 		// The top.
-		{"usr = \"x\"", "1:1: unknown key \"usr\": expected user, dir, guard, hold_total, hold, target, listener, rule, table"},
+		{"usr = \"x\"", "1:1: unknown key \"usr\": expected user, dir, guard, hold_total, hold, target, table, listener, rule"},
 		{"user = 1", "1:8: user: expected a string, got 1"},
 		{"user = \"\"", "1:8: user: \"\": expected a user's name or number"},
 		{"user = \"a b\"", "1:8: user: \"a b\": expected a user's"},
@@ -135,8 +135,11 @@ func TestParseRefused(t *testing.T) {
 		{"hold = { busy = \"-1s\" }", "1:17: busy: \"-1s\": expected 0s to 24h0m0s"},
 		{"hold = { buzy = \"1s\" }", "1:10: unknown key \"buzy\" in hold: expected connections, time, busy"},
 		{"[hold]\nbusy = 1.5", "2:8: busy: expected a duration such as \"30s\" or \"1m30s\", got a fraction"},
-		{"table = 1", "1:9: table: tables are not supported by this version"},
-		{"[table.tenants]\nfile = \"x\"", "1:2: table: tables are not supported by this version"},
+		{"table = 1", "1:9: table: expected a table, got 1"},
+		{"[table.t]\nhold = 1", "1:8: table \"t\": key file is missing: expected the path of a file of lines \"prefix<TAB>target\""},
+		{"[table.t]\nfile = 1", "2:8: file: expected a string, got 1"},
+		{"[table.t]\nfile = \"x/\"", "2:8: file: \"x/\": expected the path of a file"},
+		{"[table.main]\nfile = \"x\"", "1:8: table: target name \"main\" is reserved"},
 
 		// Listeners.
 		{"listener = 1", "1:12: listener: expected tables, each headed [[listener]], got 1"},
@@ -181,14 +184,14 @@ func TestParseRefused(t *testing.T) {
 
 		// Rules.
 		{"[rule]\ntarget = \"x\"", "1:2: rule: expected tables, each headed [[rule]], got a table"},
-		{"[[rule]]\nport = 1", "1:3: rule: key target is missing: expected a target's name, an absolute path or \"reject\""},
-		{"[[rule]]\ntarget = [\"a\"]", "2:1: target: expected a target's name, an absolute path or \"reject\", got a list"},
+		{"[[rule]]\nport = 1", "1:3: rule: key target is missing: expected a target's name, an absolute path, \"table:NAME\" or \"reject\""},
+		{"[[rule]]\ntarget = [\"a\"]", "2:1: target: expected a target's name, an absolute path, \"table:NAME\" or \"reject\", got a list"},
 		{"[[rule]]\ntarget = \"shop\"", "2:10: target: no target is named \"shop\"; it may also be an absolute path or \"reject\""},
 		{"[[rule]]\ntarget = \"shap\"\n[target.shop]\nsockets = \"/x\"", "2:10: target: no target is named \"shap\": expected \"shop\"; it may"},
 		{"[[rule]]\ntarget = \"run/x\"", "2:10: target: no target is named \"run/x\""},
 		{"[[rule]]\ntarget = \"/run/{prot}/\"", "2:10: target: path \"/run/{prot}/\": unknown word {prot}: expected {port}, {local}, {remote}, {family} or {listener}"},
 		{"[[rule]]\ntarget = \"/run/../x\"", "2:10: target: path \"/run/../x\": component \"..\" is not allowed"},
-		{"[[rule]]\ntarget = \"table:t\"", "2:10: target: \"table:t\": tables are not supported by this version"},
+		{"[[rule]]\ntarget = \"table:t\"", "2:10: target: no table is named \"t\""},
 		{inRule("prot = 1"), "2:1: unknown key \"prot\" in rule: expected listener, local, remote, port, target"},
 		{inRule("listener = \"web\""), "2:12: listener: no listener is named \"web\""},
 		{inRule("listener = 1"), "2:12: listener: expected a listener's name, got 1"},

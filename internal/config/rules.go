@@ -136,7 +136,7 @@ func parsePorts(v any) (rule.PortRange, error) {
 }
 
 func (p *parser) readRuleTarget(s *section, r *rule.Rule) {
-	const expected = `a target's name, an absolute path or "reject"`
+	const expected = `a target's name, an absolute path, "table:NAME" or "reject"`
 	v, ok := s.get("target")
 	if !ok {
 		s.missing("target", expected)
@@ -161,8 +161,13 @@ func (p *parser) pointTo(text string, line int, r *rule.Rule) error {
 	case mainTarget:
 		return nil // the first target
 	}
-	if strings.HasPrefix(text, "table:") {
-		return fmt.Errorf("%q: tables are not supported by this version", text)
+	if name, ok := strings.CutPrefix(text, tablePrefix); ok {
+		i, known := p.tables[name]
+		if !known {
+			return fmt.Errorf("no table is named %q%s", name, oneOf(p.tables))
+		}
+		r.Map = i + 1
+		return nil
 	}
 	if i, ok := p.targets[text]; ok {
 		r.Target = i

@@ -43,17 +43,22 @@ func (w *worker) obey(m privsep.Message) error {
 			unix.Close(old)
 		}
 		w.stash[m.ID] = m.FDs[0]
+	case privsep.Map:
+		if old, ok := w.mapStash[m.ID]; ok {
+			unix.Close(old)
+		}
+		w.mapStash[m.ID] = m.FDs[0]
 	case privsep.Table:
-		w.install(m)
-	case privsep.Route:
-		w.routeMessage(m)
-	case privsep.Sink:
-		w.sinkMessage(m)
+		return w.expect(m)
+	case privsep.Route, privsep.Sink:
+		w.resolved(m)
 	case privsep.Drain:
+		w.awaitInstall()
 		w.drain()
 	case privsep.Abandon:
 		w.abandon()
 	case privsep.Yield:
+		w.awaitInstall()
 		w.yield()
 	case privsep.Adopt:
 		w.adopt(m)
@@ -61,6 +66,19 @@ func (w *worker) obey(m privsep.Message) error {
 		return fmt.Errorf("%w: type %d", privsep.ErrProtocol, m.Kind)
 	}
 	return nil
+}
+
+// resolved takes the binder's word on a route or a sink. What it said under the
+// table before is about routes and sinks that are forgotten.
+func (w *worker) resolved(m privsep.Message) {
+	switch {
+	case m.Table != w.table:
+		closeAll(m.FDs)
+	case m.Kind == privsep.Route:
+		w.routeMessage(m)
+	default:
+		w.sinkMessage(m)
+	}
 }
 
 // tell sends m to the binder, now or as soon as there is room. Descriptors

@@ -21,7 +21,7 @@ func Run(newLog func(format, level string) *slog.Logger) error {
 	// log any more ends nothing.
 	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGPIPE)
 	runtime.LockOSThread()
-	debug.SetGCPercent(400) // the heap is tiny and hardly grows
+	debug.SetGCPercent(collectPercent)
 	control := privsep.Channel{FD: privsep.ControlFD}
 	w, err := newWorker(control, func(p *Plan) *slog.Logger { return newLog(p.LogFormat, p.LogLevel) })
 	if err != nil {

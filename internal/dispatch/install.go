@@ -1,8 +1,6 @@
 package dispatch
 
 import (
-	"fmt"
-
 	"golang.org/x/sys/unix"
 
 	"socketbox/internal/privsep"
@@ -13,53 +11,10 @@ import (
 // backlog in use, so that a flood can't keep a retiring listener for ever.
 const maxBacklog = 1 << 16
 
-// install puts table m.ID in force; start-up is the first time. Whatever is
-// wrong with it leaves the old table in force, and the binder is told. It
-// owns m.FDs: the plan and the counters.
-func (w *worker) install(m privsep.Message) {
-	defer unix.Close(m.FDs[0])
-	defer unix.Close(m.FDs[1])
-	plan, counters, err := w.readPlan(m.FDs[0], m.FDs[1])
-	refused := uint32(0)
-	if err == nil {
-		w.log = w.setLog(plan)
-		w.swap(m.ID, plan, counters)
-	} else {
-		refused = 1
-		w.log.Error("table refused", "table", m.ID, "reason", err)
-	}
-	for id, fd := range w.stash {
-		unix.Close(fd) // not in the table that it was sent for
-		delete(w.stash, id)
-	}
-	w.tell(privsep.Message{Kind: privsep.Installed, ID: m.ID, Value: refused})
-	if err == nil {
-		w.askAhead()
-	}
-	w.trim()
-}
-
-func (w *worker) readPlan(planFD, countersFD int) (*Plan, *Counters, error) {
-	b, err := privsep.ReadFile(planFD, MaxPlan)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read plan: %w", err)
-	}
-	plan, err := DecodePlan(b)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, l := range plan.Listeners {
-		if w.stash[l.ID] == 0 && w.listeners[l.ID] == nil {
-			return nil, nil, fmt.Errorf("no descriptor came for listener %s", l.Name)
-		}
-	}
-	counters, err := MapCounters(plan, countersFD)
-	return plan, counters, err
-}
-
 // swap replaces the old table by a complete new one. Connections on hold are
 // looked up anew; listeners that are in both tables go on as they are.
-func (w *worker) swap(id uint32, plan *Plan, counters *Counters) {
+func (w *worker) swap(a *arrival) {
+	plan, counters := a.plan, a.counters
 	stay := map[uint32]bool{}
 	for _, l := range plan.Listeners {
 		stay[l.ID] = true
@@ -74,10 +29,11 @@ func (w *worker) swap(id uint32, plan *Plan, counters *Counters) {
 	waiting := w.takeAll()
 	w.counters.Unmap()
 	counters.settle()
-	w.table, w.plan, w.counters, w.rules = id, plan, counters, plan.Table.Compile()
+	w.table, w.plan, w.counters, w.rules, w.maps = a.id, plan, counters, a.rules, a.maps
 	for i, p := range plan.Listeners {
 		w.admit(i, p)
 	}
+	w.tell(privsep.Message{Kind: privsep.Installed, ID: a.id}) // before anything is asked about it
 	for _, c := range waiting {
 		w.replace(c)
 	}
@@ -183,7 +139,7 @@ func soleRule(t *rule.Table, listener int) (index int, ok bool) {
 		if r.Listeners != nil && !contains(r.Listeners, listener) {
 			continue
 		}
-		return i, r.Local == nil && r.Remote == nil && r.Ports == nil && !r.Reject
+		return i, r.Local == nil && r.Remote == nil && r.Ports == nil && r.Map == 0 && !r.Reject
 	}
 	return -1, true
 }

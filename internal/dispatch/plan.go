@@ -20,6 +20,7 @@ type Plan struct {
 	LogConnections bool
 	HoldTotal      int // connections held for all sinks together
 	Listeners      []ListenerPlan
+	Maps           []uint32 // IDs of the table's maps, in order, whose files come apart
 	Table          *rule.Table
 }
 
@@ -36,7 +37,7 @@ type ListenerPlan struct {
 // bytes each.
 const MaxPlan = 64 << 20
 
-const planVersion = 1
+const planVersion = 2
 
 // Encode returns the plan's binary form, for DecodePlan of the same build.
 func (p *Plan) Encode() ([]byte, error) {
@@ -49,6 +50,10 @@ func (p *Plan) Encode() ([]byte, error) {
 		b = append(b, byte(l.Family))
 		b = binary.LittleEndian.AppendUint16(b, l.Port)
 		b = appendString(appendString(b, l.Name), string(l.Address.AsSlice()))
+	}
+	b = binary.AppendUvarint(b, uint64(len(p.Maps)))
+	for _, id := range p.Maps {
+		b = binary.AppendUvarint(b, uint64(id))
 	}
 	return p.Table.AppendBinary(b)
 }
@@ -74,11 +79,20 @@ func DecodePlan(b []byte) (*Plan, error) {
 		}
 		p.Listeners = append(p.Listeners, l)
 	}
+	maps := d.uint()
+	if maps > rule.MaxMaps {
+		return nil, fmt.Errorf("plan with %d maps, at most %d", maps, rule.MaxMaps)
+	}
+	for range maps {
+		p.Maps = append(p.Maps, uint32(d.uint()))
+	}
 	if d.bad {
 		return nil, errors.New("plan is damaged")
 	}
 	var err error
-	p.Table, err = rule.DecodeTable(d.b)
+	if p.Table, err = rule.DecodeTable(d.b); err == nil && len(p.Table.Maps) != len(p.Maps) {
+		err = fmt.Errorf("plan with %d maps, table with %d", len(p.Maps), len(p.Table.Maps))
+	}
 	return p, err
 }
 

@@ -20,10 +20,12 @@ func examplePlan() *Plan {
 			{ID: 7, Name: "v4", Family: privsep.IPv4, Port: 80, Address: netip.MustParseAddr("192.0.2.1")},
 			{ID: 9, Name: "local", Family: privsep.Unix},
 		},
+		Maps: []uint32{12},
 		Table: &rule.Table{
 			Targets: []rule.Target{{Name: "main", Keys: rule.KeyPort | rule.KeyFamily, Hold: rule.Hold{Connections: 1024, Time: 30 * time.Second}},
 				{Name: "shop", Hold: rule.Hold{Connections: 5, Time: time.Second, Busy: time.Minute}}},
-			Rules: []rule.Rule{{Listeners: []int{0}, Remote: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}, Reject: true, Line: 4}, {Target: 1, Line: 8}},
+			Maps:  []rule.MapInfo{{Name: "tenants", Target: 1}},
+			Rules: []rule.Rule{{Listeners: []int{0}, Remote: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}, Reject: true, Line: 4}, {Target: 1, Line: 8}, {Map: 1}},
 		},
 	}
 }

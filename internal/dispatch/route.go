@@ -33,6 +33,7 @@ type connection struct {
 	mapped bool
 	rule   int // -1: none
 	target int
+	place  uint32 // which of the target's paths
 	facts  rule.Conn
 	since  time.Time // when it was held
 	port   uint16    // of the client, where facts are known
@@ -64,22 +65,16 @@ func (w *worker) take(l *listener, fd int) {
 // rule rejects, or that finds no room for its route, is reset, counted, and
 // gone: choose returns false.
 func (w *worker) choose(c *connection) bool {
-	c.rule, c.target = -1, 0
-	if i, ok := w.rules.Lookup(&c.facts); ok {
-		c.rule = i
-		if r := &w.plan.Table.Rules[i]; r.Reject {
-			c.target = -1
-			t := w.tally(c)
-			if c.since.IsZero() {
-				t.accepted()
-			}
-			t.rejected()
-			w.logConnection(c, "rejected")
-			w.decide(c, Rejected, 0, 0)
-			reset(c.fd)
-			return false
+	if !w.lead(c) {
+		t := w.tally(c)
+		if c.since.IsZero() {
+			t.accepted()
 		}
-		c.target = w.plan.Table.Rules[i].Target
+		t.rejected()
+		w.logConnection(c, "rejected")
+		w.decide(c, Rejected, 0, 0)
+		reset(c.fd)
+		return false
 	}
 	if c.route = w.routeFor(w.keyOf(c)); c.route == nil {
 		if c.since.IsZero() {
@@ -91,10 +86,36 @@ func (w *worker) choose(c *connection) bool {
 	return true
 }
 
+// lead finds the rule that takes c, and where that one sends it; false if it
+// rejects it.
+func (w *worker) lead(c *connection) bool {
+	c.rule, c.target, c.place = -1, 0, 0
+	i, ok := w.rules.Lookup(&c.facts)
+	if !ok {
+		return true
+	}
+	r := &w.plan.Table.Rules[i]
+	c.rule, c.target = i, r.Target
+	if r.Reject {
+		c.target = -1
+		return false
+	}
+	if r.Map == 0 {
+		return true
+	}
+	to, _ := w.rules.MapTo(i, &c.facts)
+	if place, isPath := to.Path(); isPath {
+		c.target, c.place = w.plan.Table.Maps[r.Map-1].Target, uint32(place)
+	} else if c.target, ok = to.Target(); !ok {
+		c.target = -1
+	}
+	return c.target >= 0
+}
+
 // keyOf returns the facts that choose the resolved path of c's target.
 func (w *worker) keyOf(c *connection) privsep.Key {
 	keys := w.plan.Table.Targets[c.target].Keys
-	k := privsep.Key{Target: uint32(c.target)}
+	k := privsep.Key{Target: uint32(c.target), Place: c.place}
 	if keys&rule.KeyPort != 0 {
 		k.Port = c.facts.Port
 	}

@@ -24,6 +24,10 @@ type worker struct {
 	table     uint32
 	plan      *Plan
 	rules     *rule.Compiled
+	maps      map[uint32]*rule.Map // compiled, by ID
+	mapStash  map[uint32]int       // descriptors for the next table, by map ID
+	coming    chan *arrival        // a table on its way; nil: none
+	bell      int                  // eventfd(2) that rings when it is there
 	counters  *Counters
 	listeners map[uint32]*listener
 	stash     map[uint32]int // descriptors for the next table, by listener ID
@@ -61,6 +65,7 @@ const (
 	aboutControl = iota
 	aboutListener
 	aboutSink
+	aboutTable
 )
 
 const (
@@ -91,7 +96,7 @@ func newWorker(control privsep.Channel, setLog func(*Plan) *slog.Logger) (*worke
 	}
 	w := &worker{
 		epoll: epoll, control: control, setLog: setLog, log: setLog(&Plan{}),
-		listeners: map[uint32]*listener{}, stash: map[uint32]int{},
+		listeners: map[uint32]*listener{}, stash: map[uint32]int{}, mapStash: map[uint32]int{},
 		routes: map[privsep.Key]*route{}, routeByID: map[uint32]*route{},
 		trim:  func() {},
 		sinks: map[uint32]*sink{}, holding: map[*sink]struct{}{},
@@ -102,6 +107,12 @@ func newWorker(control privsep.Channel, setLog func(*Plan) *slog.Logger) (*worke
 		return nil, fmt.Errorf("getrlimit: %w", err)
 	}
 	w.files = int(min(lim.Cur, 1<<30)) - reserve
+	if w.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	if err := w.watch(unix.EPOLL_CTL_ADD, w.bell, unix.EPOLLIN, aboutTable, 0); err != nil {
+		return nil, err
+	}
 	return w, w.watch(unix.EPOLL_CTL_ADD, control.FD, unix.EPOLLIN, aboutControl, 0)
 }
 
@@ -171,6 +182,10 @@ func (w *worker) handle(e *unix.EpollEvent) error {
 		if l := w.listeners[id]; l != nil && l.paused == 0 {
 			w.serve(l)
 		}
+	case aboutTable:
+		var count [8]byte
+		unix.Read(w.bell, count[:])
+		w.awaitInstall()
 	case aboutSink:
 		if s := w.sinks[id]; s != nil {
 			w.pump(s)

@@ -19,6 +19,7 @@ type Kind uint8
 const (
 	Ready     Kind = iota + 1 // d→b: confined, waiting for the first table
 	Listener                  // b→d: descriptor of listener ID, for the next table
+	Map                       // b→d: descriptor of map ID, for the next table
 	Table                     // b→d: install table ID; descriptors: plan, counters
 	Installed                 // d→b: table ID is in force (Value 0) or was refused (Value 1)
 	Want                      // d→b: to which sink do connections with Key go? They are route ID
@@ -52,6 +53,7 @@ const (
 type Key struct {
 	Target   uint32 // index in the table
 	Listener uint32 // index in the plan, 1-based; 0 if the target doesn't use it
+	Place    uint32 // which of the target's paths
 	Port     uint16 // local port
 	Family   Family
 	Local    netip.Addr // invalid if not used
@@ -97,6 +99,7 @@ type shape struct {
 var shapes = map[Kind]shape{
 	Ready:     {},
 	Listener:  {fromBinder: true, fds: 1},
+	Map:       {fromBinder: true, fds: 1},
 	Table:     {fromBinder: true, fds: 2},
 	Installed: {},
 	Want:      {key: true},
@@ -114,7 +117,7 @@ var shapes = map[Kind]shape{
 
 const (
 	plainSize = 1 + 3*4 + 1
-	keySize   = 4 + 4 + 2 + 1 + 2*(1+16)
+	keySize   = 4 + 4 + 4 + 2 + 1 + 2*(1+16)
 )
 
 // Channel is one end of the control pair: a SOCK_SEQPACKET socket, so that a
@@ -167,6 +170,7 @@ func (m Message) append(b []byte) []byte {
 	}
 	b = binary.LittleEndian.AppendUint32(b, m.Key.Target)
 	b = binary.LittleEndian.AppendUint32(b, m.Key.Listener)
+	b = binary.LittleEndian.AppendUint32(b, m.Key.Place)
 	b = binary.LittleEndian.AppendUint16(b, m.Key.Port)
 	b = append(b, byte(m.Key.Family))
 	return appendAddr(appendAddr(b, m.Key.Local), m.Key.Remote)
@@ -209,14 +213,15 @@ func parse(b []byte, fromBinder bool, fds int) (Message, error) {
 func (k *Key) parse(b []byte) error {
 	k.Target = binary.LittleEndian.Uint32(b)
 	k.Listener = binary.LittleEndian.Uint32(b[4:])
-	k.Port = binary.LittleEndian.Uint16(b[8:])
-	k.Family = Family(b[10])
+	k.Place = binary.LittleEndian.Uint32(b[8:])
+	k.Port = binary.LittleEndian.Uint16(b[12:])
+	k.Family = Family(b[14])
 	if k.Family > Unix {
 		return fmt.Errorf("%w: family %d", ErrProtocol, k.Family)
 	}
 	var ok1, ok2 bool
-	k.Local, ok1 = parseAddr(b[11:])
-	k.Remote, ok2 = parseAddr(b[28:])
+	k.Local, ok1 = parseAddr(b[15:])
+	k.Remote, ok2 = parseAddr(b[32:])
 	if !ok1 || !ok2 {
 		return fmt.Errorf("%w: address", ErrProtocol)
 	}

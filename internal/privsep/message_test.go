@@ -16,10 +16,11 @@ func TestMessagesRoundTrip(t *testing.T) {
 	}
 	binder, dispatcher := Channel{FD: pair[0], FromBinder: true}, Channel{FD: pair[1]}
 	defer unix.Close(pair[0])
-	key := Key{Target: 7, Listener: 3, Port: 443, Family: IPv6, Local: netip.MustParseAddr("2001:db8::1"), Remote: netip.MustParseAddr("192.0.2.9")}
+	key := Key{Target: 7, Listener: 3, Place: 1 << 20, Port: 443, Family: IPv6, Local: netip.MustParseAddr("2001:db8::1"), Remote: netip.MustParseAddr("192.0.2.9")}
 	for _, m := range []Message{
 		{Kind: Table, Table: 1, ID: 1, FDs: []int{0, 1}},
 		{Kind: Listener, ID: 9, FDs: []int{0}},
+		{Kind: Map, ID: 9, FDs: []int{0}},
 		{Kind: Sink, ID: 4, Value: 8, State: Live, FDs: []int{1}},
 		{Kind: Sink, ID: 4, Value: 9, State: Absent},
 		{Kind: Route, ID: 1, Value: 2},
@@ -63,7 +64,7 @@ func roundTrip(t *testing.T, from, to Channel, m Message) {
 func TestMessagesRefused(t *testing.T) {
 	want := Message{Kind: Want, Key: Key{Family: IPv4}}.append(nil)
 	badFamily, badAddress := bytes.Clone(want), bytes.Clone(want)
-	badFamily[plainSize+10], badAddress[plainSize+11] = 9, 5
+	badFamily[plainSize+14], badAddress[plainSize+15] = 9, 5
 	for name, b := range map[string][]byte{
 		"short":                 {1, 2, 3},
 		"unknown type":          Message{Kind: 200}.append(nil),

@@ -33,12 +33,69 @@ func SealedFile(state []byte) (int, error) {
 		}
 		off += n
 	}
+	if err := seal(fd); err != nil {
+		return -1, err
+	}
+	return fd, nil
+}
+
+// seal closes fd if it fails.
+func seal(fd int) error {
 	const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE | unix.F_SEAL_SEAL
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("seal state: %w", err)
+		return fmt.Errorf("seal memory file: %w", err)
 	}
-	return fd, nil
+	return nil
+}
+
+// SealedCopy is SealedFile with the content of a file of at most limit bytes.
+func SealedCopy(file *os.File, limit int64) (int, error) {
+	fd, err := unix.MemfdCreate("socketbox", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return -1, fmt.Errorf("memfd_create: %w", err)
+	}
+	for copied := int64(0); ; {
+		n, err := unix.Sendfile(fd, int(file.Fd()), nil, 1<<30)
+		if copied += int64(n); err == nil && copied > limit {
+			err = fmt.Errorf("more than %d bytes", limit)
+		}
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			unix.Close(fd)
+			return -1, err
+		case n == 0:
+			if err := seal(fd); err != nil {
+				return -1, err
+			}
+			return fd, nil
+		}
+	}
+}
+
+// MapSealed maps a memory file that nobody can change, of at most limit bytes,
+// for reading; unmap ends that. fd stays the caller's.
+func MapSealed(fd, limit int) (b []byte, unmap func(), err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, nil, fmt.Errorf("fstat: %w", err)
+	}
+	const needed = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK
+	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	switch {
+	case err != nil || seals&needed != needed:
+		return nil, nil, errors.New("the file is not a sealed memory file")
+	case st.Size > int64(limit):
+		return nil, nil, fmt.Errorf("file of %d bytes, at most %d expected", st.Size, limit)
+	case st.Size == 0: // can't be mapped
+		return nil, func() {}, nil
+	}
+	b, err = unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, nil, fmt.Errorf("map a memory file: %w", err)
+	}
+	return b, func() { unix.Munmap(b) }, nil
 }
 
 // keepOpen leaves fds open across the exec that follows, each under the number

@@ -11,14 +11,14 @@ import (
 
 // A table goes from the binder to the dispatcher as
 //
-//	version, targets, rules
+//	version, targets, maps, rules
 //
 // where a list is its length and its items, a number is an unsigned varint in
 // its shortest form, a string is its length and its bytes, and an address
 // prefix is a family byte (4 or 6), its bits and all bytes of its address.
 // Every table has exactly one encoding.
 const (
-	tableVersion = 1
+	tableVersion = 2
 
 	// MaxEncoded bounds an encoded table. 100,000 rules with a few prefixes
 	// each fit.
@@ -46,6 +46,10 @@ func (t *Table) AppendBinary(b []byte) ([]byte, error) {
 	for i := range t.Targets {
 		b = appendTarget(b, &t.Targets[i])
 	}
+	b = appendInt(b, len(t.Maps))
+	for i := range t.Maps {
+		b = appendInt(appendString(b, t.Maps[i].Name), t.Maps[i].Target)
+	}
 	b = appendInt(b, len(t.Rules))
 	for i := range t.Rules {
 		b = appendRule(b, &t.Rules[i])
@@ -57,9 +61,9 @@ func (t *Table) AppendBinary(b []byte) ([]byte, error) {
 }
 
 func appendTarget(b []byte, t *Target) []byte {
-	b = appendInt(b, len(t.Name))
-	b = append(b, t.Name...)
+	b = appendString(b, t.Name)
 	b = append(b, byte(t.Keys))
+	b = append(appendInt(b, t.Places), byte(t.Balance))
 	b = appendInt(b, t.Hold.Connections)
 	b = binary.AppendUvarint(b, uint64(t.Hold.Time))
 	return binary.AppendUvarint(b, uint64(t.Hold.Busy))
@@ -72,6 +76,7 @@ func appendRule(b []byte, r *Rule) []byte {
 	}
 	b = append(b, reject)
 	b = appendInt(b, r.Target)
+	b = r.Limit.AppendBinary(appendInt(b, r.Map))
 	b = appendInt(b, r.Line)
 	b = appendInt(b, len(r.Listeners))
 	for _, l := range r.Listeners {
@@ -100,6 +105,8 @@ func appendPrefixes(b []byte, prefixes []netip.Prefix) []byte {
 	return b
 }
 
+func appendString(b []byte, s string) []byte { return append(appendInt(b, len(s)), s...) }
+
 func appendInt(b []byte, n int) []byte { return binary.AppendUvarint(b, uint64(n)) }
 
 // DecodeTable reads what AppendBinary wrote. b may come from a hostile hand:
@@ -115,6 +122,7 @@ func DecodeTable(b []byte) (*Table, error) {
 	}
 	t := &Table{
 		Targets: list(&d, (*decoder).target),
+		Maps:    list(&d, (*decoder).mapInfo),
 		Rules:   list(&d, (*decoder).rule),
 	}
 	if d.err == nil && len(d.rest) > 0 {
@@ -199,14 +207,20 @@ func list[T any](d *decoder, item func(*decoder) T) []T {
 
 func (d *decoder) target() Target {
 	return Target{
-		Name: string(d.bytes(d.int())),
-		Keys: Keys(d.byte()),
+		Name:    string(d.bytes(d.int())),
+		Keys:    Keys(d.byte()),
+		Places:  d.int(),
+		Balance: Balance(d.byte()),
 		Hold: Hold{
 			Connections: d.int(),
 			Time:        time.Duration(d.uint64()),
 			Busy:        time.Duration(d.uint64()),
 		},
 	}
+}
+
+func (d *decoder) mapInfo() MapInfo {
+	return MapInfo{Name: string(d.bytes(d.int())), Target: d.int()}
 }
 
 func (d *decoder) rule() Rule {
@@ -217,6 +231,8 @@ func (d *decoder) rule() Rule {
 	return Rule{
 		Reject:    reject == 1,
 		Target:    d.int(),
+		Map:       d.int(),
+		Limit:     d.limit(),
 		Line:      d.int(),
 		Listeners: list(d, (*decoder).int),
 		Local:     list(d, (*decoder).prefix),

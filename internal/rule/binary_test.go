@@ -15,14 +15,16 @@ func fullTable() *Table {
 	return &Table{
 		Targets: []Target{
 			{Name: "/run/socketbox/", Keys: KeyPort | KeyFamily, Hold: Hold{Connections: 1024, Time: 30 * time.Second}},
-			{Name: "shop", Keys: allKeys, Hold: Hold{Connections: 0, Time: 0, Busy: time.Hour}},
+			{Name: "shop", Keys: allKeys, Hold: Hold{Connections: 0, Time: 0, Busy: time.Hour}, Places: 3, Balance: SourceHash},
 			{},
 		},
 		Rules: []Rule{
 			{Listeners: []int{0, MaxListeners - 1}, Local: prefixes("2001:db8::/64", "::/0"), Remote: prefixes("0.0.0.0/0", "198.51.100.7/32"), Ports: []PortRange{{1, 65535}, {443, 443}}, Target: 2, Line: 17},
 			{Reject: true, Line: 1 << 30},
+			{Map: 1, Limit: Limit{Rate: Rate{5, time.Second}, PerSource: [Tiers]Rate{Tier48: {9, time.Hour}}, Reject: true}},
 			{},
 		},
+		Maps: []MapInfo{{Name: "tenants", Target: 1}},
 	}
 }
 
@@ -58,6 +60,13 @@ func TestEncodeRefused(t *testing.T) {
 		"hold of -1 connections":   func(t *Table) { t.Targets[1].Hold.Connections = -1 },
 		"time below 0":             func(t *Table) { t.Targets[1].Hold.Busy = -1 },
 		"target beside reject":     func(t *Table) { t.Rules[1].Target = 1 },
+		"map 2 of 1":               func(t *Table) { t.Rules[2].Map = 2 },
+		"reject beside a map":      func(t *Table) { t.Rules[2].Reject = true },
+		"map 0: target 3 of 3":     func(t *Table) { t.Maps[0].Target = 3 },
+		"65 maps":                  func(t *Table) { t.Maps = make([]MapInfo, 65) },
+		"balance 3":                func(t *Table) { t.Targets[1].Balance = 3 },
+		"-1 places":                func(t *Table) { t.Targets[1].Places = -1 },
+		"rate of 1 connections":    func(t *Table) { t.Rules[0].Limit.Rate.Count = 1 },
 		"target 3 of 3":            func(t *Table) { t.Rules[0].Target = 3 },
 		"target -1 of 3":           func(t *Table) { t.Rules[0].Target = -1 },
 		"line -1":                  func(t *Table) { t.Rules[0].Line = -1 },
@@ -91,21 +100,23 @@ func TestDecodeRefused(t *testing.T) {
 			t.Errorf("accepted the first %d of %d bytes", n, len(whole))
 		}
 	}
-	smallest := []byte{1, 1, 0, 0, 0, 0, 0, 0} // one target without a name, no rule
+	smallest := []byte{2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0} // one target without a name, no map, no rule
 	if _, err := DecodeTable(smallest); err != nil {
 		t.Errorf("the smallest table: %v", err)
 	}
 	huge := []byte{0xff, 0xff, 0xff, 0xff, 0x07} // math.MaxInt32
 	for name, b := range map[string][]byte{
 		"trailing byte":            append(bytes.Clone(whole), 0),
-		"version":                  append([]byte{2}, whole[1:]...),
-		"long form of a number":    {1, 1, 0, 0, 0, 0, 0, 0x80, 0x00},
-		"number beyond 64 bits":    {1, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0},
-		"number beyond 31 bits":    {1, 1, 0, 0, 0x80, 0x80, 0x80, 0x80, 0x08, 0, 0, 0},
-		"2 thousand million rules": append([]byte{1, 1, 0, 0, 0, 0, 0}, huge...),
-		"reject 2":                 {1, 1, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0},
-		"family 5":                 {1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 5, 0, 0, 0, 0, 0, 0, 0},
-		"prefix of 33 bits":        {1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 4, 33, 0, 0, 0, 0, 0, 0},
+		"version":                  append([]byte{1}, whole[1:]...),
+		"long form of a number":    {2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 0x00},
+		"number beyond 64 bits":    {2, 1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0},
+		"number beyond 31 bits":    {2, 1, 0, 0, 0, 0, 0x80, 0x80, 0x80, 0x80, 0x08, 0, 0, 0, 0},
+		"2 thousand million rules": append([]byte{2, 1, 0, 0, 0, 0, 0, 0, 0, 0}, huge...),
+		"reject 2":                 {2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0},
+		"map without end":          {2, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0},
+		"limit of nothing":         {2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+		"family 5":                 {2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 5, 0, 0, 0, 0, 0, 0, 0},
+		"prefix of 33 bits":        {2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 4, 33, 0, 0, 0, 0, 0, 0},
 		"too large":                make([]byte, MaxEncoded+1),
 	} {
 		if table, err := DecodeTable(b); err == nil {
@@ -118,7 +129,7 @@ func TestDecodeRefused(t *testing.T) {
 // items there are.
 func TestDecodeAllocation(t *testing.T) {
 	const size = 1 << 20
-	b := append([]byte{1, 1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x07}, make([]byte, size)...)
+	b := append([]byte{2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x07}, make([]byte, size)...)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	if _, err := DecodeTable(b); err == nil {
@@ -150,6 +161,9 @@ func FuzzDecodeTable(f *testing.F) {
 		}
 		if !bytes.Equal(again, b) {
 			t.Fatalf("%x decodes and encodes to %x", b, again)
+		}
+		if len(table.Maps) > 0 {
+			return // their entries travel apart
 		}
 		c := table.Compile()
 		r := rand.New(rand.NewPCG(7, 8))

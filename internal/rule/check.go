@@ -16,6 +16,8 @@ func (t *Table) Check() error {
 		return errors.New("no target: the first must be the main socket directory")
 	case len(t.Targets) > MaxTargets:
 		return fmt.Errorf("%d targets, at most %d", len(t.Targets), MaxTargets)
+	case len(t.Maps) > MaxMaps:
+		return fmt.Errorf("%d maps, at most %d", len(t.Maps), MaxMaps)
 	case len(t.Rules) > MaxRules:
 		return fmt.Errorf("%d rules, at most %d", len(t.Rules), MaxRules)
 	}
@@ -24,8 +26,13 @@ func (t *Table) Check() error {
 			return fmt.Errorf("target %d: %w", i, err)
 		}
 	}
+	for i, m := range t.Maps {
+		if len(m.Name) > maxName || m.Target < 0 || m.Target >= len(t.Targets) {
+			return fmt.Errorf("map %d: target %d of %d, name of %d bytes", i, m.Target, len(t.Targets), len(m.Name))
+		}
+	}
 	for i := range t.Rules {
-		if err := t.Rules[i].check(len(t.Targets)); err != nil {
+		if err := t.Rules[i].check(len(t.Targets), len(t.Maps)); err != nil {
 			return fmt.Errorf("rule %d: %w", i, err)
 		}
 	}
@@ -38,6 +45,10 @@ func (t *Target) check() error {
 		return fmt.Errorf("name of %d bytes, at most %d", len(t.Name), maxName)
 	case t.Keys&^allKeys != 0:
 		return fmt.Errorf("unknown key %#x", uint8(t.Keys&^allKeys))
+	case t.Balance >= balances:
+		return fmt.Errorf("balance %d", t.Balance)
+	case t.Places < 0 || t.Places > MaxMapEntries:
+		return fmt.Errorf("%d places", t.Places)
 	case t.Hold.Connections < 0 || t.Hold.Connections > math.MaxInt32:
 		return fmt.Errorf("hold of %d connections", t.Hold.Connections)
 	case t.Hold.Time < 0 || t.Hold.Busy < 0:
@@ -46,8 +57,12 @@ func (t *Target) check() error {
 	return nil
 }
 
-func (r *Rule) check(targets int) error {
+func (r *Rule) check(targets, maps int) error {
 	switch {
+	case r.Map < 0 || r.Map > maps:
+		return fmt.Errorf("map %d of %d", r.Map, maps)
+	case r.Map > 0 && (r.Reject || r.Target != 0):
+		return errors.New("target or reject beside a map")
 	case r.Reject && r.Target != 0:
 		return errors.New("target beside reject")
 	case r.Target < 0 || r.Target >= targets:
@@ -65,7 +80,7 @@ func (r *Rule) check(targets int) error {
 			return fmt.Errorf("ports %d-%d", p.First, p.Last)
 		}
 	}
-	return errors.Join(checkPrefixes(r.Local), checkPrefixes(r.Remote))
+	return errors.Join(r.Limit.check(), checkPrefixes(r.Local), checkPrefixes(r.Remote))
 }
 
 func checkPrefixes(prefixes []netip.Prefix) error {

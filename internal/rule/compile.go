@@ -14,21 +14,26 @@ type Compiled struct {
 type matcher struct {
 	local, remote addressSet
 	ports         portSet
+	m             *Map // takes only what it has
 	catchAll      bool // no key at all: nothing behind it is reached
 	looksAtLocal  bool
 	reject        bool
 	target        int
 }
 
-// Compile makes t ready for look-up. t must hold what Check accepts. The
-// result shares nothing that the caller may change.
-func (t *Table) Compile() *Compiled {
+// Compile makes t ready for look-up. t must hold what Check accepts, and maps
+// be those that it names, in order. The result shares nothing that the caller
+// may change.
+func (t *Table) Compile(maps ...*Map) *Compiled {
 	c := &Compiled{rules: make([]matcher, len(t.Rules))}
 	var all []int32
 	var named [][]int32
 	for i := range t.Rules {
 		r := &t.Rules[i]
 		c.rules[i] = newMatcher(r)
+		if r.Map > 0 {
+			c.rules[i].m = maps[r.Map-1]
+		}
 		if len(r.Listeners) == 0 {
 			all = append(all, int32(i))
 		}
@@ -54,8 +59,8 @@ func newMatcher(r *Rule) matcher {
 		local:        newAddressSet(r.Local),
 		remote:       newAddressSet(r.Remote),
 		ports:        newPortSet(r.Ports),
-		catchAll:     len(r.Local) == 0 && len(r.Remote) == 0 && len(r.Ports) == 0,
-		looksAtLocal: len(r.Local) > 0,
+		catchAll:     len(r.Local) == 0 && len(r.Remote) == 0 && len(r.Ports) == 0 && r.Map == 0,
+		looksAtLocal: len(r.Local) > 0 || r.Map > 0,
 		reject:       r.Reject,
 		target:       r.Target,
 	}
@@ -63,7 +68,14 @@ func newMatcher(r *Rule) matcher {
 
 // fits reports whether the rule takes conn, its listener apart.
 func (m *matcher) fits(conn *Conn) bool {
-	return m.ports.has(conn.Port) && m.remote.has(conn.Remote) && m.local.has(conn.Local)
+	if !m.ports.has(conn.Port) || !m.remote.has(conn.Remote) || !m.local.has(conn.Local) {
+		return false
+	}
+	if m.m == nil {
+		return true
+	}
+	_, ok := m.m.Lookup(conn.Local, conn.Port)
+	return ok
 }
 
 // Lookup returns the index of the first rule, in file order, that takes conn;
@@ -80,6 +92,16 @@ func (c *Compiled) Lookup(conn *Conn) (rule int, ok bool) {
 		return 0, false
 	}
 	return int(best), true
+}
+
+// MapTo returns where the map of a rule that Lookup returned sends conn; ok is
+// false for a rule without one.
+func (c *Compiled) MapTo(rule int, conn *Conn) (to To, ok bool) {
+	m := c.rules[rule].m
+	if m == nil {
+		return 0, false
+	}
+	return m.Lookup(conn.Local, conn.Port)
 }
 
 // NeedsLocal reports whether a rule that connections of listener can reach
@@ -99,7 +121,7 @@ func (c *Compiled) NeedsLocal(listener int) bool {
 func (c *Compiled) Single(listener int) (target int, ok bool) {
 	target, ok = -1, true
 	end := c.reachable(listener, func(m *matcher) bool {
-		ok = !m.reject && (target < 0 || target == m.target)
+		ok = !m.reject && m.m == nil && (target < 0 || target == m.target)
 		target = m.target
 		return ok
 	})

@@ -12,6 +12,7 @@ const (
 	MaxRules     = 100_000 // one rule per tenant of a large shared host
 	MaxTargets   = 65_536  // one per rule of a table that names paths
 	MaxListeners = 4096    // one descriptor each; RLIMIT_NOFILE is the next limit
+	MaxMaps      = 64      // each may have millions of entries
 )
 
 // PortRange is the ports First to Last, both included. First is at least 1.
@@ -24,8 +25,10 @@ type Rule struct {
 	Local     []netip.Prefix // address that the client dialled, masked
 	Remote    []netip.Prefix // address of the client, masked
 	Ports     []PortRange    // port that the client dialled
+	Map       int            // index into Table.Maps, from 1: it says where; the rule takes only what it has. 0: none
 	Reject    bool           // reset the connection; Target is 0 then
-	Target    int            // index into Table.Targets
+	Target    int            // index into Table.Targets; 0 where there is a Map
+	Limit     Limit          // of the connections that it takes
 	Line      int            // line in the config file, 0 if there is none
 }
 
@@ -39,9 +42,28 @@ type Hold struct {
 // Target is what the dispatcher needs to know of a target. The path is the
 // binder's business.
 type Target struct {
-	Name string
-	Keys Keys
-	Hold Hold
+	Name    string
+	Keys    Keys
+	Hold    Hold
+	Places  int // paths to choose from; 0: one
+	Balance Balance
+}
+
+// Balance says which of several places a connection goes to.
+type Balance uint8
+
+// The ways to choose among the places whose receivers live.
+const (
+	Failover   Balance = iota // the first
+	RoundRobin                // one after another
+	SourceHash                // by the client's address: always the same, as long as it lives
+	balances
+)
+
+// MapInfo is what a table says of a map, whose entries travel apart.
+type MapInfo struct {
+	Name   string
+	Target int // of the entries that are paths: its places are the map's paths
 }
 
 // Keys is the set of facts of a connection that choose the resolved path of
@@ -62,6 +84,7 @@ const (
 // directory: where a connection goes that no rule takes.
 type Table struct {
 	Targets []Target
+	Maps    []MapInfo
 	Rules   []Rule
 }
 

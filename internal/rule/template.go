@@ -108,6 +108,9 @@ func scanWords(s string) (keys Keys, plain int, err error) {
 
 // squeeze drops empty components and refuses those that walk.
 func squeeze(s string) (string, error) {
+	if !strings.Contains(s, "//") && !strings.Contains(s, "/.") {
+		return s, nil
+	}
 	var b strings.Builder
 	for part := range strings.SplitSeq(s, "/") {
 		switch part {
