@@ -45,6 +45,7 @@ ends now, USR1 writes the state to the log.`,
 	f.StringVarP(&o.Target, "target", "t", "", "receiving socket for every connection, or a socket directory with a trailing slash (`PATH`)")
 	f.StringVar(&o.Dir, "dir", "", dirHelp)
 	f.StringVar(&o.User, "user", "", "`USER` to become (default socketbox, or nobody if there is none)")
+	f.StringVar(&o.Guard, "guard", "", "`MODE` of the guard of passed sockets: auto, required or off (default: the configuration's, else auto)")
 	f.StringVar(&o.LogFormat, "log", "text", "log `FORMAT`: text or json")
 	f.StringVar(&o.LogLevel, "log-level", "info", "least `LEVEL` to log: debug, info, warn, error")
 	f.BoolVar(&o.LogConnections, "log-connections", false, "log one line per connection")

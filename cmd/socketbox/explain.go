@@ -95,7 +95,7 @@ func explain(q binder.Question, file, dir string) (*binder.Explanation, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := cfg.Override(dir, ""); err != nil {
+	if err := cfg.Override(dir, "", ""); err != nil {
 		return nil, err
 	}
 	return binder.ExplainFile(cfg, q)

@@ -282,7 +282,7 @@ func (b *binder) newListener(d listen.Description, fd int, namespace uint64) *li
 		namespace = listen.Namespace(fd)
 	}
 	b.lastListener++
-	return &listener{id: b.lastListener, description: d, fd: fd, namespace: namespace}
+	return &listener{id: b.lastListener, description: d, fd: fd, namespace: namespace, guarded: isGuarded(d, fd)}
 }
 
 // installed notes that a dispatcher has table m.ID in force, or not.

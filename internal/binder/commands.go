@@ -185,6 +185,11 @@ func (s *session) bringSockets(cfg *config.Config, st *Status) error {
 			indexes, missing = append(indexes, i), append(missing, d)
 		}
 	}
+	if len(missing) > 0 && st.GuardState.On {
+		if err := privsep.JoinGuard(st.PID); err != nil {
+			return fmt.Errorf("bind under the running instance's guard: %w", err)
+		}
+	}
 	fds, err := listen.OpenAll(missing)
 	if err != nil {
 		return err

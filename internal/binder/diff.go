@@ -70,6 +70,8 @@ func (s *Status) compare(cfg *config.Config) (*Diff, error) {
 			cfg.Dir = s.Dir
 		case "user":
 			cfg.User = s.User
+		case "guard":
+			cfg.Guard = s.Guard
 		}
 	}
 	table, destinations, err := cfg.Table()

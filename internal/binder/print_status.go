@@ -18,16 +18,17 @@ func (s *Status) Print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "binder %d, dispatcher %d (restarted %d times), uid %d, up %s\n",
 		s.PID, s.Dispatcher, s.Restarts, s.UID, time.Since(s.Since).Round(time.Second))
-	fmt.Fprintf(w, "directory %s, configuration %s%s\n\n", s.Dir, orDash(s.Config), s.Reloads.text())
+	fmt.Fprintf(w, "directory %s, configuration %s%s\n", s.Dir, orDash(s.Config), s.Reloads.text())
+	fmt.Fprintf(w, "guard %s\n\n", s.guard())
 	fmt.Fprintln(w, "PROCESS\tPID\tUID\tCAPABILITIES\tBOUNDING\tNO NEW PRIVS\tSECCOMP\tPROBLEM")
 	for _, p := range s.Processes {
 		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\t%s\t%s\n", p.Role, p.PID, p.UID, capabilities(p.Effective), capabilities(p.Bounding),
 			yesNo(p.NoNewPrivs), orDash(p.Seccomp), orDash(p.Problem))
 	}
 	const counts = "ACCEPTED\tDELIVERED\tHELD\tWAITING\tREJECTED\tFAILED"
-	fmt.Fprintln(w, "\nLISTENER\tADDRESS\tNAMESPACE\t"+counts)
+	fmt.Fprintln(w, "\nLISTENER\tADDRESS\tNAMESPACE\tGUARDED\t"+counts)
 	for _, l := range s.Listeners {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", l.Name, l.Address, l.namespace(), cells(l.Counts))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", l.Name, l.Address, l.namespace(), yesNo(l.Guarded), cells(l.Counts))
 	}
 	fmt.Fprintln(w, "\nRULE\tMATCHES\tTARGET\t"+counts)
 	for _, r := range s.Rules {

@@ -23,6 +23,7 @@ type Options struct {
 	Target         string
 	Dir            string
 	User           string
+	Guard          string // instead of the configuration's
 	LogFormat      string
 	LogLevel       string
 	LogConnections bool
@@ -37,6 +38,9 @@ func (o *Options) overridden() []string {
 	}
 	if o.User != "" {
 		keys = append(keys, "user")
+	}
+	if o.Guard != "" {
+		keys = append(keys, "guard")
 	}
 	return keys
 }
@@ -54,6 +58,9 @@ type handover struct {
 	Owner     int                  // uid that may change things, besides 0
 	Verify    privsep.Expectation
 	Warnings  []string
+
+	Guard   *privsep.Guard // that everything was bound in, if any
+	NoGuard string         // why there is none although there should be
 
 	Namespaces  []uint64 // of the listeners, in order: inodes
 	Predecessor int      // pid of the instance to take over from; 0: none
@@ -94,12 +101,20 @@ func Start(o Options, log *slog.Logger) error {
 		return err
 	}
 	defer closeAll(tables)
+	if err := h.enterGuard(cfg.Guard, account); err != nil {
+		return err
+	}
+	defer h.leaveGuard() // what follows returns only if it failed
 	listeners, err := openListeners(cfg, &h, before)
 	if err != nil {
 		return err
 	}
 	for _, fd := range listeners {
 		h.Namespaces = append(h.Namespaces, listen.Namespace(fd))
+	}
+	if err := h.checkGuarded(cfg, listeners); err != nil {
+		closeAll(listeners)
+		return err
 	}
 	control, err := h.takeControl(cfg.Dir, account, before)
 	if err != nil {
@@ -178,7 +193,7 @@ func (h *handover) config() (*config.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := cfg.Override(h.Options.Dir, h.Options.User); err != nil {
+	if err := cfg.Override(h.Options.Dir, h.Options.User, h.Options.Guard); err != nil {
 		return nil, err
 	}
 	for _, d := range h.Inherited {

@@ -157,7 +157,7 @@ func (b *binder) matchListeners(cfg *config.Config, opened map[int]brought, r *r
 			r.opened = append(r.opened, all[i])
 			// A blocking listener would stop the dispatcher at its first
 			// empty backlog.
-			if err := errors.Join(listen.Matches(in.fd, d), unix.SetNonblock(in.fd, true)); err != nil {
+			if err := errors.Join(listen.Matches(in.fd, d), unix.SetNonblock(in.fd, true), b.admit(all[i])); err != nil {
 				problems = append(problems, fmt.Errorf("socket brought for %s: %w", d, err))
 			}
 		}

@@ -35,6 +35,7 @@ type Status struct {
 	Restarts   uint64           `json:"dispatcher_restarts"`
 	Reloads    Reloads          `json:"reloads"`
 	HoldTotal  int              `json:"hold_total"`
+	GuardState GuardStatus      `json:"guard_state"`
 	Total      dispatch.Counts  `json:"total"`
 	Processes  []ProcessStatus  `json:"processes"` // as their asker sees them in /proc
 	Listeners  []ListenerStatus `json:"listeners"`
@@ -65,6 +66,7 @@ type ListenerStatus struct {
 	Address     string             `json:"address"`
 	Namespace   uint64             `json:"namespace"` // inode; 0: can't be told
 	Description listen.Description `json:"description"`
+	Guarded     bool               `json:"guarded"` // passed on, its socket can't be turned around
 	dispatch.Counts
 	HandOff *Times `json:"hand_off_time,omitempty"` // from accept to hand-off
 }
@@ -165,14 +167,14 @@ func (b *binder) status() *Status {
 		Version: StatusVersion, PID: os.Getpid(), UID: os.Geteuid(), User: t.cfg.User, Since: b.started,
 		Config: b.h.Options.Config, Dir: t.cfg.Dir, Guard: t.cfg.Guard, Flags: b.h.Options.overridden(),
 		Dispatcher: b.dispatcher(), Restarts: b.restarts, Reloads: b.reloads, HoldTotal: t.plan.HoldTotal,
-		Paths: b.resolver.paths(),
+		Paths: b.resolver.paths(), GuardState: b.guardStatus(),
 	}
 	for i, l := range t.listeners {
 		counts := l.base.Add(t.counters.Listener(i).Snapshot())
 		s.Total = s.Total.Add(counts)
 		s.Listeners = append(s.Listeners, ListenerStatus{
 			Name: l.description.Name, Address: l.description.String(), Namespace: l.namespace, Description: l.description,
-			Counts: counts, HandOff: newTimes(l.handOff.Add(t.counters.HandOff(i).Snapshot())),
+			Guarded: l.guarded, Counts: counts, HandOff: newTimes(l.handOff.Add(t.counters.HandOff(i).Snapshot())),
 		})
 	}
 	s.Rules = append(ruleTexts(t.cfg, t.plan.Table), RuleStatus{Target: t.plan.Table.Targets[0].Name, Matches: "everything else"})

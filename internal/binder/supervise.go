@@ -54,10 +54,15 @@ func (b *binder) spawn() error {
 		return err
 	}
 	l, err := newLink(channel)
+	if err == nil {
+		if err = b.confine(cmd.Process.Pid); err != nil {
+			l.close()
+		}
+	}
 	if err != nil {
 		cmd.Process.Kill()
 		cmd.Wait()
-		return fmt.Errorf("control pair: %w", err)
+		return fmt.Errorf("start the dispatcher: %w", err)
 	}
 	c := &child{cmd: cmd, link: l, started: time.Now()}
 	b.child = c

@@ -20,6 +20,7 @@ type listener struct {
 	description listen.Description
 	fd          int
 	namespace   uint64             // inode; 0: unknown
+	guarded     bool               // passed on, it can't be turned around
 	base        dispatch.Counts    // under earlier tables
 	handOff     dispatch.Histogram // under earlier tables
 }

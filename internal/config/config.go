@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"socketbox/internal/listen"
@@ -14,7 +15,7 @@ type Config struct {
 	Path      string // of the file, "" if flags stand for it
 	User      string // whom binder and dispatcher run as
 	Dir       string // main socket directory, without the slash; "" if unknown
-	Guard     string // GuardAuto or GuardOff
+	Guard     string // GuardAuto, GuardRequired or GuardOff
 	HoldTotal int    // connections held for all targets; 0: half of RLIMIT_NOFILE
 	Listeners []Listener
 	Rules     []rule.Rule // they index Listeners and Targets
@@ -24,9 +25,12 @@ type Config struct {
 
 // Values of guard.
 const (
-	GuardAuto = "auto"
-	GuardOff  = "off"
+	GuardAuto     = "auto"     // where it can be had; one line says that it can't
+	GuardRequired = "required" // no start without it, no listener from outside it
+	GuardOff      = "off"
 )
+
+var guards = []string{GuardAuto, GuardRequired, GuardOff}
 
 // Values of a listener's handoff.
 const (
@@ -95,8 +99,9 @@ func DefaultsFor(uid int, getenv func(string) string) Defaults {
 	return Defaults{}
 }
 
-// Override sets what flags say of dir and user; "" leaves them as they are.
-func (c *Config) Override(dir, user string) error {
+// Override sets what flags say of dir, user and guard; "" leaves them as they
+// are.
+func (c *Config) Override(dir, user, guard string) error {
 	var errs []error
 	if dir != "" {
 		clean, err := checkDir(dir)
@@ -110,6 +115,12 @@ func (c *Config) Override(dir, user string) error {
 			errs = append(errs, &Error{Where: "--user", Err: err})
 		}
 		c.User = user
+	}
+	if guard != "" {
+		if !slices.Contains(guards, guard) {
+			errs = append(errs, &Error{Where: "--guard", Err: fmt.Errorf("%q: expected %s", guard, quoted(guards))})
+		}
+		c.Guard = guard
 	}
 	return errors.Join(errs...)
 }

@@ -58,14 +58,14 @@ func TestFromFlagsRefused(t *testing.T) {
 
 func TestOverride(t *testing.T) {
 	c := &Config{Dir: "/a", User: "b"}
-	if err := c.Override("", ""); err != nil || c.Dir != "/a" || c.User != "b" {
+	if err := c.Override("", "", ""); err != nil || c.Dir != "/a" || c.User != "b" {
 		t.Errorf("%+v, %v", c, err)
 	}
-	if err := c.Override("/x/", "y"); err != nil || c.Dir != "/x" || c.User != "y" {
+	if err := c.Override("/x/", "y", GuardRequired); err != nil || c.Dir != "/x" || c.User != "y" || c.Guard != GuardRequired {
 		t.Errorf("%+v, %v", c, err)
 	}
-	err := c.Override("x", "a:b")
-	want := "--dir: path \"x\" is not absolute: it must begin with \"/\"\n--user: \"a:b\": expected a user's name or number"
+	err := c.Override("x", "a:b", "on")
+	want := "--dir: path \"x\" is not absolute: it must begin with \"/\"\n--user: \"a:b\": expected a user's name or number\n--guard: \"on\": expected \"auto\", \"required\" or \"off\""
 	if fmt.Sprint(err) != want {
 		t.Errorf("got %v\nwant %s", err, want)
 	}
@@ -100,7 +100,7 @@ func TestTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Override("/srv/box", ""); err != nil {
+	if err := c.Override("/srv/box", "", ""); err != nil {
 		t.Fatal(err)
 	}
 	table, destinations, err := c.Table()

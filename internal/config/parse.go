@@ -72,7 +72,7 @@ func (p *parser) readTop(top *section) {
 		}
 		c.Dir = clean
 	}
-	c.Guard = top.choice("guard", GuardAuto, []string{GuardAuto, GuardOff}, "required")
+	c.Guard = top.choice("guard", GuardAuto, guards)
 	c.HoldTotal = top.integer("hold_total", 0, 0, maxHoldConnections)
 	p.hold = readHold(top, defaultHold)
 	c.Targets = []Target{{Name: mainTarget, Hold: p.hold}}

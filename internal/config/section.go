@@ -291,5 +291,9 @@ func quoted(words []string) string {
 	for i, w := range words {
 		out[i] = strconv.Quote(w)
 	}
-	return strings.Join(out, " or ")
+	last := len(out) - 1
+	if last < 1 {
+		return strings.Join(out, "")
+	}
+	return strings.Join(out[:last], ", ") + " or " + out[last]
 }

@@ -24,6 +24,15 @@ func TestMain(m *testing.M) {
 	if crime := os.Getenv(victimVariable); crime != "" {
 		os.Exit(victim(crime))
 	}
+	switch what := os.Getenv(guardVariable); {
+	case what == "":
+	case what == "bind":
+		os.Exit(bindWhenTold())
+	case strings.HasPrefix(what, "join "):
+		os.Exit(joinGuardOf(what[len("join "):]))
+	default:
+		os.Exit(guardMember(what))
+	}
 	os.Exit(m.Run())
 }
 

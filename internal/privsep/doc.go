@@ -2,9 +2,9 @@
 // exec, verifies by looking that they are gone, confines the binder and the
 // dispatcher, and defines what the two may say to each other.
 //
-// Privilege: Reexec runs in the privileged stage, as root; everything else
+// Privilege: EnterGuard and Reexec run in the privileged stage, as root; everything else
 // runs without any. This is the only importer of gocapability,
-// libseccomp-golang and go-landlock. docs/architecture.md has the drawing.
+// libseccomp-golang, go-landlock and cilium/ebpf. docs/architecture.md has the drawing.
 package privsep
 
 // Role is what a process of `socketbox bind` is. It is its process title, and
