@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"socketbox/internal/binder"
+	"socketbox/internal/doctor"
 )
 
 // schemas are the commands' JSON, by the name of its schema in docs/schema.
@@ -15,6 +16,7 @@ var schemas = map[string]any{
 	"status":  binder.Status{},
 	"explain": binder.Explanation{},
 	"diff":    binder.Diff{},
+	"doctor":  doctor.Report{},
 }
 
 // TestSchemasAreWhole: each field that a command prints is in its schema, and

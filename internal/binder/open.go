@@ -174,5 +174,8 @@ func removeDead(path string) bool {
 		unix.Close(fd)
 		return false
 	}
-	return errors.Is(err, unix.ECONNREFUSED) && unix.Unlink(path) == nil
+	return isRefused(err) && unix.Unlink(path) == nil
 }
+
+// isRefused: there is a socket file, and nobody behind it.
+func isRefused(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }
