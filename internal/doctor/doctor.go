@@ -74,6 +74,7 @@ var checks = []struct {
 	{"limits", (*patient).limits},
 	{"config", (*patient).configuration},
 	{"instance", (*patient).instance},
+	{"guard", (*patient).guard},
 	{"leftovers", (*patient).leftovers},
 	{"port", (*patient).ports},
 	{"directory", (*patient).directories},

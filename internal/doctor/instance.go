@@ -6,13 +6,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"socketbox/internal/binder"
+	"socketbox/internal/config"
 	"socketbox/internal/listen"
+	"socketbox/internal/privsep"
 	"socketbox/internal/sockdiag"
 )
 
@@ -149,8 +152,58 @@ func (p *patient) leftovers() {
 	for _, path := range dead {
 		p.say(Warning, "rm "+path+", or socketbox doctor --fix", "%s belongs to an instance that has died", path).Fixed = p.Fix
 	}
-	if len(dead) == 0 {
+	if len(dead)+p.deadGroups() == 0 {
 		p.say(OK, "", "no leftovers of dead instances")
+	}
+}
+
+// deadGroups looks for guards whose binder has died, and returns how many there
+// are.
+func (p *patient) deadGroups() int {
+	groups, err := privsep.GuardGroups()
+	if err != nil {
+		p.say(Note, "run it as root", "can't look for control groups of dead instances: %v", err)
+	}
+	var removed []string
+	if p.Fix {
+		if removed, err = privsep.RemoveDeadGuards(); err != nil {
+			p.blame(Warning, "rmdir it", err)
+		}
+	}
+	dead := 0
+	for _, g := range groups {
+		if g.Alive {
+			continue
+		}
+		dead++
+		p.say(Warning, "socketbox doctor --fix", "control group %s belongs to an instance that has died", g.Path).Fixed = slices.Contains(removed, g.Path)
+	}
+	return dead
+}
+
+// guard looks whether what is passed on can be turned around.
+func (p *patient) guard() {
+	if p.status == nil {
+		return
+	}
+	s := p.status
+	if !s.GuardState.On {
+		if s.Guard == config.GuardOff {
+			p.say(Note, "guard = \"auto\" and a restart", "there is no guard, as configured: whoever is passed a socket can reach what its namespace reaches")
+			return
+		}
+		p.say(Warning, "start it as root, with cgroup v2 and Linux 5.10", "there is no guard (%s): whoever is passed a socket can reach what its namespace reaches", s.GuardState.Reason)
+		return
+	}
+	good := true
+	for _, l := range s.Listeners {
+		if !l.Guarded {
+			good = false
+			p.say(Warning, "let socketbox bind it itself", "listener %s is not guarded: another program bound it", l.Name)
+		}
+	}
+	if good {
+		p.say(OK, "", "all listeners are guarded")
 	}
 }
 
