@@ -28,7 +28,7 @@ type flags struct {
 	dropCaps, noNewPrivs     bool
 	env, rlimits             []string
 	restart                  string
-	killAfter                time.Duration
+	wait, killAfter          time.Duration
 	logFormat, logLevel      string
 }
 
@@ -48,6 +48,8 @@ func (f *flags) define(c *cobra.Command) {
 	s.StringVarP(&f.ports, "ports", "p", "all", "answer these `PORTS` of the daemon: 80,443=8443,8000-8010; 443=8443: clients dial 8443")
 	s.StringVar(&f.via, "via", "auto", "answer binds `HOW`: auto, preload, notify, listen-fds or none")
 	s.StringVar(&f.preload, "preload", "", "`PATH` of the preload library (default: beside this program, or where it is installed)")
+
+	s.DurationVar(&f.wait, "wait", launch.DefaultWait, "`TIME` that a bind waits for socketbox to have the listener, where binds are notified")
 
 	s.StringVar(&f.user, "user", "", "run as `USER[:GROUP]`, with the groups of USER if none is given")
 	s.StringVar(&f.group, "group", "", "run with `GROUP`")
@@ -85,7 +87,7 @@ func (f *flags) run(c *cobra.Command, args []string) error {
 		Command: args, Library: f.preload,
 		NewNet: f.newNet, NetNS: f.netns, NewUser: f.newUser, MapRoot: f.mapRoot,
 		DropCaps: f.dropCaps, NoNewPrivs: f.noNewPrivs, Chdir: f.chdir, Env: f.env,
-		KillAfter: f.killAfter, Environ: os.Environ(), Log: log,
+		Wait: f.wait, KillAfter: f.killAfter, Environ: os.Environ(), Log: log,
 	}
 	if err := f.check(); err != nil {
 		return &usageError{err}
@@ -106,6 +108,8 @@ func (f *flags) check() error {
 		return errors.New("-n makes a network namespace, --netns enters one: give one of them")
 	case f.mapRoot && len(f.uidMap)+len(f.gidMap) > 0:
 		return errors.New("--map-root is a map of its own: it excludes --uid-map and --gid-map")
+	case f.wait < 0:
+		return errors.New("--wait: a time can't be negative")
 	case f.killAfter <= 0:
 		return errors.New("--kill-after: want more than 0")
 	case !slices.Contains(launch.Vias, f.via):

@@ -124,7 +124,7 @@ func (s *supervisor) start() error {
 	if err != nil {
 		return err
 	}
-	if err := s.converse(&st, func(fd int) { unix.Close(fd) }); err != nil {
+	if err := s.converse(&st, s.answerBinds); err != nil {
 		s.abandon(st)
 		return err
 	}
@@ -132,6 +132,13 @@ func (s *supervisor) start() error {
 	s.pid, s.alone, s.began = st.pid, false, time.Now()
 	s.log.Info("started", "program", s.plan.path, "pid", s.pid, "via", string(s.plan.via))
 	return nil
+}
+
+// answerBinds serves notifications by a goroutine, which owns fd.
+func (s *supervisor) answerBinds(fd int) {
+	n := &notifier{fd: fd, ports: s.o.Ports, dir: s.o.Dir, log: s.log, lent: map[uint64]bool{},
+		lend: lender{dir: s.o.Dir, all: s.o.Ports.All, wait: s.o.Wait}}
+	go n.serve()
 }
 
 // watch waits for the daemon's end, and passes signals on until then.

@@ -19,10 +19,14 @@ func output(t *testing.T, as []string, args ...string) (out, log string, status 
 	cmd := launched(as, "/nonexistent", args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.SysProcAttr = ownGroup()
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
+	}
+	limit := time.AfterFunc(30*time.Second, func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
+	err := cmd.Wait()
+	var exit *exec.ExitError
+	if !limit.Stop() || err != nil && !errors.As(err, &exit) {
+		t.Fatalf("%s: %v\n%s", cmd, err, stderr.String())
 	}
 	return stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()
 }
