@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -171,8 +172,15 @@ func guardGroupAt(path string) (GuardGroup, bool) {
 	return GuardGroup{Path: path, PID: pid, Alive: strings.Contains(string(events), "populated 1")}, true
 }
 
-// starting: its binder has made it and is about to enter.
-func (g GuardGroup) starting() bool { return unix.Kill(g.PID, 0) != unix.ESRCH }
+// enterTime is more than a binder takes from making its group to entering it.
+const enterTime = 10 * time.Second
+
+// starting: its binder may have made it and be about to enter. (That there is
+// a process of that number alone says little: numbers come again.)
+func (g GuardGroup) starting() bool {
+	st, err := os.Stat(g.Path)
+	return err == nil && time.Since(st.ModTime()) < enterTime && unix.Kill(g.PID, 0) != unix.ESRCH
+}
 
 // sweep removes what dead binders have left beside the guard that is about to
 // be made: a binder can't remove its own, being in it and no longer root.

@@ -26,6 +26,10 @@ const insideMark = "SOCKETBOX_TEST_INSIDE"
 func TestMain(m *testing.M) {
 	// Where Debian has sshd, which su's PATH leaves out.
 	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
+	if text := os.Getenv(lenderVariable); text != "" {
+		fmt.Fprintln(os.Stderr, "lender:", runLender(text))
+		os.Exit(1)
+	}
 	if os.Getuid() != 0 && os.Getenv(insideMark) == "" {
 		os.Exit(enter())
 	}
@@ -38,7 +42,9 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	programs = dir
-	os.Exit(m.Run())
+	status := m.Run()
+	removeGuards()
+	os.Exit(status)
 }
 
 // enter runs the tests again as uid 0 of a user namespace of their own, with
