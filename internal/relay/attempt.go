@@ -85,7 +85,9 @@ func (d *dial) socket(to goal) (int, error) {
 	}
 	err = d.check(fd)
 	if err == nil && to.unix == "" {
-		d.c.w.relay.tune(fd)
+		if !to.addr.Addr().IsLoopback() {
+			d.c.w.relay.keepAlive(fd)
+		}
 		err = d.masquerade(fd, to.addr.Addr())
 	}
 	if err != nil {

@@ -49,12 +49,13 @@ const (
 
 // prepare makes the client's socket ready and asks for what the settings need.
 func (c *connection) prepare() (err error) {
+	// A listener of ours passes its options on to its clients by itself.
+	c.client.nodelay = !c.handedOff
 	if c.handedOff {
-		// A listener of ours passes these on to its clients by itself.
 		if _, err := unix.FcntlInt(uintptr(c.client.fd), unix.F_SETFL, unix.O_NONBLOCK); err != nil {
 			return fmt.Errorf("set non-blocking: %w", err)
 		}
-		c.w.relay.tune(c.client.fd)
+		c.w.relay.keepAlive(c.client.fd)
 	}
 	if c.w.relay.needFacts {
 		c.facts, err = peer.Of(c.client.fd)
@@ -205,6 +206,7 @@ func (c *connection) broken(f *flow, failed *end, errno unix.Errno) {
 	if failed == &c.destination {
 		who = "destination"
 	}
+	failed.dead = true
 	reason := who + " reset"
 	switch errno {
 	case unix.ECONNRESET, unix.EPIPE:
@@ -289,7 +291,7 @@ func (c *connection) end(reason string, reset bool) {
 		w.relay.logConnection(c, reason)
 	}
 	if relayed {
-		closeEnd(c.destination.fd, reset)
+		closeEnd(&c.destination, reset)
 	}
 	c.closeClient(reset)
 	c.leave()
@@ -305,7 +307,7 @@ func (c *connection) closeClient(reset bool) {
 	if c.handedOff {
 		c.w.unwatch(c.client.fd)
 	}
-	closeEnd(c.client.fd, reset)
+	closeEnd(&c.client, reset)
 }
 
 // leave gives the place of a closed connection to others.
@@ -333,12 +335,12 @@ func (c *connection) leave() {
 	}
 }
 
-func closeEnd(fd int, reset bool) {
-	if reset {
-		resetFD(fd)
+func closeEnd(e *end, reset bool) {
+	if reset && !e.dead {
+		resetFD(e.fd)
 		return
 	}
-	closeFD(fd)
+	closeFD(e.fd)
 }
 
 // age returns how long ago it was received.

@@ -6,8 +6,8 @@ const (
 	// copySize is how much is read at once where bytes are copied: what is
 	// less than this costs less to copy than to splice.
 	copySize = 16 << 10
-	// spliceSize is how much is asked of splice(2) at once; the pipe, which
-	// holds 16 pieces of at most 32 KiB each, decides how much comes.
+	// spliceSize is how much is asked of splice(2) at once; the pipe decides
+	// how much comes.
 	spliceSize = 1 << 20
 	// turn is how much one flow may move before the others get theirs.
 	turn = 1 << 20
@@ -20,6 +20,8 @@ type end struct {
 	readable bool
 	writable bool
 	hup      bool // the peer has sent FIN, or worse: read until it is seen
+	nodelay  bool // TCP_NODELAY is set, or of no use
+	dead     bool // its peer has reset it
 }
 
 // flow is one direction of a connection. Bytes that were read and not yet
@@ -76,6 +78,7 @@ func (w *worker) flush(f *flow) (written int, p progress, errno unix.Errno) {
 		if !f.to.writable {
 			return written, waits, 0
 		}
+		f.to.hurry(f)
 		var n int
 		if f.piped > 0 {
 			n, errno = splice(f.pipe.r, f.to.fd, f.piped)
@@ -94,6 +97,15 @@ func (w *worker) flush(f *flow) (written int, p progress, errno unix.Errno) {
 		}
 	}
 	return written, more, 0
+}
+
+// hurry sets TCP_NODELAY before the second write: what is written first goes
+// at once in any case, and many a connection never writes again.
+func (e *end) hurry(f *flow) {
+	if !e.nodelay && f.moved > 0 {
+		e.nodelay = true
+		setInt(e.fd, unix.SOL_TCP, unix.TCP_NODELAY, 1) // fails on a Unix socket, which has no such delay
+	}
 }
 
 // wrote notes that n bytes more have gone on; an empty pipe goes back.
@@ -166,6 +178,7 @@ func (w *worker) copy(f *flow, size int) (progress, unix.Errno) {
 	f.from.readable = n == size || f.from.hup
 	written := 0
 	if f.to.writable {
+		f.to.hurry(f)
 		if written, errno = send(f.to.fd, w.buffer[:n]); errno != 0 {
 			written = 0
 		}

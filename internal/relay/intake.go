@@ -62,7 +62,13 @@ func (w *worker) desert(s *source) {
 
 // take takes a batch from s, or pauses.
 func (w *worker) take(s *source) {
-	for range batch {
+	// Not one more is asked for than came the last time: the next wait tells
+	// as well whether there is more.
+	for n := range batch {
+		if n > w.lately {
+			w.lately = n
+			return
+		}
 		if !w.relay.limits.reserve() {
 			w.pauseTaking()
 			return
@@ -71,6 +77,7 @@ func (w *worker) take(s *source) {
 			if w.relay.limits.release() {
 				w.relay.roomOpened()
 			}
+			w.lately = n
 			return
 		}
 	}

@@ -58,7 +58,8 @@ func (r *relay) open() error {
 
 // addListener owns fd. What clients are to have, its accepted sockets inherit.
 func (r *relay) addListener(fd int, name string) {
-	r.tune(fd)
+	r.keepAlive(fd)
+	setInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1)
 	r.sources = append(r.sources, &source{fd: fd, name: name})
 }
 

@@ -157,6 +157,7 @@ func (r *relay) work(w *worker, entered chan<- error) {
 	defer r.running.Done()
 	runtime.LockOSThread()
 	w.now = r.clock()
+	scheduleInBatches()
 	err := w.settleIn()
 	entered <- err
 	if err != nil {
@@ -216,10 +217,9 @@ func (r *relay) roomOpened() {
 	}
 }
 
-// tune sets the options of a TCP socket that every connection has; on a Unix
-// socket they do nothing.
-func (r *relay) tune(fd int) {
-	setInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1)
+// keepAlive has TCP probe a silent peer, whose host may have gone; on a Unix
+// socket it does nothing.
+func (r *relay) keepAlive(fd int) {
 	setInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 	if idle := r.o.KeepAlive; idle > 0 {
 		seconds := max(1, int(idle/time.Second))

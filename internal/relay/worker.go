@@ -35,6 +35,7 @@ type worker struct {
 
 	taking    map[int]*source // in the epoll set, by descriptor
 	pausing   atomic.Bool     // there is no room: sources are out of the epoll set
+	lately    int             // so many connections came at once
 	retryAt   int64           // take sources in again, after the kernel ran out of something; 0: no
 	found     bool            // the last wait found something
 	attrs     counters
