@@ -14,6 +14,7 @@ import (
 	"socketbox/internal/inetd"
 	"socketbox/internal/launch"
 	"socketbox/internal/logging"
+	"socketbox/internal/privsep/isolate"
 	"socketbox/internal/receive"
 )
 
@@ -29,6 +30,10 @@ type flags struct {
 	env, rlimits             []string
 	restart                  string
 	wait, killAfter          time.Duration
+	firstFD                  int
+	fdEnv                    string
+	isolate                  string
+	allowConnect, allowBind  []uint
 	logFormat, logLevel      string
 }
 
@@ -51,6 +56,13 @@ func (f *flags) define(c *cobra.Command) {
 
 	s.DurationVar(&f.wait, "wait", launch.DefaultWait, "`TIME` that a bind waits for socketbox to have the listener, where binds are notified")
 
+	s.IntVar(&f.firstFD, "fd", 3, "with --via listen-fds, pass the sockets as descriptors from `N` on (other than 3: without LISTEN_FDS)")
+	s.StringVar(&f.fdEnv, "fd-env", "", "with --via listen-fds, list their numbers in the variable `NAME`, as nginx reads NGINX")
+
+	s.StringVar(&f.isolate, "isolate", "", "take the ways by which a passed socket leads out: auto, strict or off (`MODE`; default auto with -n or --netns, else off)")
+	s.UintSliceVar(&f.allowConnect, "allow-connect", nil, "there, TCP `PORT` that the daemon may connect to (repeatable)")
+	s.UintSliceVar(&f.allowBind, "allow-bind", nil, "with --isolate strict, TCP `PORT` that the daemon may bind (repeatable)")
+
 	s.StringVar(&f.user, "user", "", "run as `USER[:GROUP]`, with the groups of USER if none is given")
 	s.StringVar(&f.group, "group", "", "run with `GROUP`")
 	s.StringSliceVar(&f.keepCaps, "keep-cap", nil, "keep this `CAPABILITY`, as net_raw, whatever the user (repeatable)")
@@ -70,6 +82,7 @@ func (f *flags) define(c *cobra.Command) {
 		c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
 	complete("via", launch.Vias...)
+	complete("isolate", isolate.Modes...)
 	complete("restart", launch.Restarts...)
 	complete("log", logging.Formats...)
 	complete("log-level", logging.Levels...)
@@ -87,7 +100,7 @@ func (f *flags) run(c *cobra.Command, args []string) error {
 		Command: args, Library: f.preload,
 		NewNet: f.newNet, NetNS: f.netns, NewUser: f.newUser, MapRoot: f.mapRoot,
 		DropCaps: f.dropCaps, NoNewPrivs: f.noNewPrivs, Chdir: f.chdir, Env: f.env,
-		Wait: f.wait, KillAfter: f.killAfter, Environ: os.Environ(), Log: log,
+		Wait: f.wait, FirstFD: f.firstFD, FDEnv: f.fdEnv, KillAfter: f.killAfter, Environ: os.Environ(), Log: log,
 	}
 	if err := f.check(); err != nil {
 		return &usageError{err}
@@ -108,6 +121,14 @@ func (f *flags) check() error {
 		return errors.New("-n makes a network namespace, --netns enters one: give one of them")
 	case f.mapRoot && len(f.uidMap)+len(f.gidMap) > 0:
 		return errors.New("--map-root is a map of its own: it excludes --uid-map and --gid-map")
+	case f.isolate != "" && !slices.Contains(isolate.Modes, f.isolate):
+		return fmt.Errorf("--isolate %q: want one of %s", f.isolate, strings.Join(isolate.Modes, ", "))
+	case (f.fdEnv != "" || f.firstFD != 3) && launch.Via(f.via) != launch.ViaListenFDs:
+		return errors.New("--fd and --fd-env are for --via listen-fds")
+	case f.firstFD < 3 || f.firstFD > 1000:
+		return errors.New("--fd: want 3 to 1000")
+	case strings.Contains(f.fdEnv, "="):
+		return errors.New("--fd-env: want the name of a variable")
 	case f.wait < 0:
 		return errors.New("--wait: a time can't be negative")
 	case f.killAfter <= 0:
@@ -140,6 +161,9 @@ func (f *flags) parse(o *launch.Options) (err error) {
 	if o.GIDs, err = parseMaps("--gid-map", f.gidMap); err != nil {
 		return err
 	}
+	if err := f.parseIsolate(o); err != nil {
+		return err
+	}
 	who := f.user
 	if f.group != "" {
 		who += ":" + f.group
@@ -164,6 +188,38 @@ func (f *flags) parse(o *launch.Options) (err error) {
 		o.Limits = append(o.Limits, limit)
 	}
 	return nil
+}
+
+// parseIsolate reads what the daemon may not do with what it is passed. Where
+// it has no network namespace of its own to be kept in, nothing is taken.
+func (f *flags) parseIsolate(o *launch.Options) (err error) {
+	o.Isolate.Mode = isolate.Mode(f.isolate)
+	if f.isolate == "" {
+		o.Isolate.Mode = isolate.Off
+		if (f.newNet || f.netns != "") && o.Via != launch.ViaNone {
+			o.Isolate.Mode = isolate.Auto
+		}
+	}
+	if o.Isolate.AllowConnect, err = portList("--allow-connect", f.allowConnect); err != nil {
+		return err
+	}
+	if o.Isolate.AllowBind, err = portList("--allow-bind", f.allowBind); err != nil {
+		return err
+	}
+	if o.Isolate.Mode == isolate.Off && len(f.allowConnect)+len(f.allowBind) > 0 {
+		return errors.New("--allow-connect and --allow-bind go with --isolate auto or strict")
+	}
+	return nil
+}
+
+func portList(flag string, numbers []uint) (ports []uint16, err error) {
+	for _, n := range numbers {
+		if n > 65535 {
+			return nil, fmt.Errorf("%s %d: want a port, 0 to 65535", flag, n)
+		}
+		ports = append(ports, uint16(n))
+	}
+	return ports, nil
 }
 
 func parseMaps(flag string, texts []string) (ranges []launch.IDRange, err error) {

@@ -9,6 +9,7 @@ import (
 
 	"socketbox/internal/inetd"
 	"socketbox/internal/inetd/spawn"
+	"socketbox/internal/privsep/isolate"
 )
 
 // Via is the way by which a daemon's listening sockets are answered.
@@ -58,6 +59,10 @@ type Options struct {
 	Via     Via
 	Library string // the preload library; "": looked for
 	Wait    time.Duration
+	FirstFD int    // of ViaListenFDs; 0: 3
+	FDEnv   string // a variable for their numbers, as nginx's NGINX; "": none
+
+	Isolate isolate.Options
 
 	NewNet     bool   // a fresh network namespace
 	NetNS      string // an existing one, by name or path
@@ -176,4 +181,16 @@ func (p Ports) String() string {
 		}
 	}
 	return strings.Join(words, ",")
+}
+
+// each yields every port of the daemon that was named, and the one that
+// answers it.
+func (p Ports) each(yield func(inside, outside uint16) bool) {
+	for _, r := range p.Pairs {
+		for port := int(r.First); port <= int(r.Last); port++ {
+			if !yield(uint16(port), p.Outside(uint16(port))) {
+				return
+			}
+		}
+	}
 }

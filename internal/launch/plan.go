@@ -13,6 +13,7 @@ import (
 	"socketbox/internal/handoff"
 	"socketbox/internal/inetd"
 	"socketbox/internal/listen"
+	"socketbox/internal/privsep/isolate"
 )
 
 // plan is what Options come to on this machine, for every start of the daemon.
@@ -24,7 +25,8 @@ type plan struct {
 	newNet  bool
 	newUser bool
 	maps    []idMap
-	netns   int // a namespace to enter, -1: none
+	netns   int      // a namespace to enter, -1: none
+	missing []string // what --isolate can't do here
 }
 
 // newPlan looks at the program and at what this process may do.
@@ -38,6 +40,10 @@ func newPlan(o *Options, log func(string, ...any)) (*plan, error) {
 		return nil, err
 	}
 	if err := p.chooseVia(o, log); err != nil {
+		return nil, err
+	}
+	o.Isolate.KeepCaps = o.KeepCaps
+	if p.missing, err = isolate.Check(o.Isolate); err != nil {
 		return nil, err
 	}
 	if p.newUser {

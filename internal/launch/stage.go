@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"socketbox/internal/inetd"
+	"socketbox/internal/privsep/isolate"
 )
 
 // StageName is the argv[0] that makes this program the stage.
@@ -56,7 +57,8 @@ func Stage() int {
 
 // run does one step after another, and returns only with an error. The order:
 // the filter while there may be rights that make no_new_privs unnecessary,
-// limits before the user changes, the directory as the new user.
+// limits before the user changes, the directory as the new user, and last what
+// can't be undone.
 func (s *stage) run() error {
 	steps := []struct {
 		name string
@@ -68,6 +70,7 @@ func (s *stage) run() error {
 		{"", s.becomeUser},
 		{"no_new_privs", s.noNewPrivs},
 		{"", s.directory},
+		{"", func() error { return isolate.Apply(s.Isolate) }},
 		{"", s.await},
 	}
 	for _, step := range steps {

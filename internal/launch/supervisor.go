@@ -16,6 +16,9 @@ type supervisor struct {
 	plan *plan
 	log  *slog.Logger
 
+	lender lender
+	lent   []lentSocket // of ViaListenFDs
+
 	signals  chan os.Signal // to be passed on
 	children chan os.Signal // SIGCHLD
 	stopping bool           // TERM or INT came: no other start
@@ -41,10 +44,16 @@ func Run(o Options) error {
 	if o.KillAfter == 0 {
 		o.KillAfter = DefaultKillAfter
 	}
-	s := &supervisor{o: &o, log: o.Log, pause: firstPause}
+	if o.FirstFD == 0 {
+		o.FirstFD = firstListenFD
+	}
+	s := &supervisor{o: &o, log: o.Log, pause: firstPause, lender: lender{dir: o.Dir, all: o.Ports.All, wait: o.Wait}}
 	var err error
 	if s.plan, err = newPlan(&o, o.Log.Debug); err != nil {
 		return err
+	}
+	for _, missing := range s.plan.missing {
+		s.log.Warn(missing)
 	}
 	s.handleSignals()
 	// What the daemon leaves behind becomes ours, wherever it is in the tree.
@@ -113,12 +122,21 @@ func (s *supervisor) start() error {
 		Path: s.plan.path, FreshNS: s.plan.newNet, Mapped: s.plan.newUser,
 		Filter: s.plan.via == ViaNotify, NoNewPrivs: s.o.NoNewPrivs,
 		User: s.o.User.Credential, KeepCaps: setOf(s.o.KeepCaps), DropCaps: s.o.DropCaps,
-		Limits: s.o.Limits, Chdir: s.o.Chdir,
+		Limits: s.o.Limits, Chdir: s.o.Chdir, Isolate: s.o.Isolate,
 	}
 	var fds []int
 	if s.plan.netns >= 0 {
 		o.NetNS = 1
 		fds = append(fds, s.plan.netns)
+	}
+	if s.plan.via == ViaListenFDs {
+		err := s.borrowAll()
+		if err == nil {
+			fds, err = s.passListeners(&o, fds)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	st, err := s.startStage(s.o.Command, o, fds)
 	if err != nil {
@@ -136,8 +154,7 @@ func (s *supervisor) start() error {
 
 // answerBinds serves notifications by a goroutine, which owns fd.
 func (s *supervisor) answerBinds(fd int) {
-	n := &notifier{fd: fd, ports: s.o.Ports, dir: s.o.Dir, log: s.log, lent: map[uint64]bool{},
-		lend: lender{dir: s.o.Dir, all: s.o.Ports.All, wait: s.o.Wait}}
+	n := &notifier{fd: fd, ports: s.o.Ports, dir: s.o.Dir, log: s.log, lent: map[uint64]bool{}, lend: s.lender}
 	go n.serve()
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"socketbox/internal/fdpass"
 	"socketbox/internal/inetd/spawn"
+	"socketbox/internal/privsep/isolate"
 )
 
 // The conversation between supervisor and stage, over a SOCK_SEQPACKET pair:
@@ -47,6 +48,7 @@ type order struct {
 	DropCaps  bool
 	Limits    []spawn.Limit
 	Chdir     string
+	Isolate   isolate.Options
 	FDs       []int    // the numbers of Sockets
 	ListenEnv []string // set as they are, with LISTEN_PID
 }

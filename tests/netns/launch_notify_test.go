@@ -84,7 +84,7 @@ func listening(t *testing.T, kind, port int) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET6, kind|unix.SOCK_CLOEXEC, 0)
 	if err == nil {
-		err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 0), unix.Bind(fd, &unix.SockaddrInet6{Port: port}))
+		err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 0), unix.Bind(fd, &unix.SockaddrInet6{Port: port}))
 	}
 	if err == nil && kind == unix.SOCK_STREAM {
 		err = unix.Listen(fd, 128)
@@ -103,7 +103,11 @@ func TestLaunchNotify(t *testing.T) {
 			eachUser(t, func(t *testing.T, as []string) {
 				port, dir := freePort(t), publicDir(t)
 				lend(t, dir, port, listening(t, unix.SOCK_STREAM, port), handoff.Lent)
-				p := launch(t, as, dir, "-n", "--", program, how, fmt.Sprint(port))
+				args := []string{"-n", "--", program, how, fmt.Sprint(port)}
+				if how == "automatic" { // it connects to its own namespace
+					args = append([]string{"--isolate", "off"}, args...)
+				}
+				p := launch(t, as, dir, args...)
 				p.waitLog("ready")
 				answers(t, p, port, true)
 				answers(t, p, port, true)
