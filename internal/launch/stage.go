@@ -133,9 +133,9 @@ func (s *stage) execute() error {
 	if err := s.placeSockets(); err != nil {
 		return err
 	}
-	env := os.Environ()
-	if len(s.ListenEnv) > 0 {
-		env = append(append(env, s.ListenEnv...), fmt.Sprintf("LISTEN_PID=%d", os.Getpid()))
+	env := append(os.Environ(), s.ListenEnv...)
+	if variable(s.ListenEnv, "LISTEN_FDS") != "" {
+		env = append(env, fmt.Sprintf("LISTEN_PID=%d", os.Getpid()))
 	}
 	err := syscall.Exec(s.Path, os.Args[1:], env)
 	return executeError(s.Path, err)

@@ -50,7 +50,7 @@ type order struct {
 	Chdir     string
 	Isolate   isolate.Options
 	FDs       []int    // the numbers of Sockets
-	ListenEnv []string // set as they are, with LISTEN_PID
+	ListenEnv []string // variables; LISTEN_PID goes with LISTEN_FDS
 }
 
 // What a report is about.
