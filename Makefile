@@ -14,11 +14,12 @@ export GOTOOLCHAIN ?= auto
 
 # Programs that need cgo, for libseccomp, and programs that must run in any
 # container, static and without libc. A new program is a word in one of these.
-CGO_PROGRAMS    = socketbox
+CGO_PROGRAMS    = socketbox socketbox-metrics
 STATIC_PROGRAMS = socketbox-inetd socketbox-launch socketbox-relay
 PROGRAMS        = $(CGO_PROGRAMS) $(STATIC_PROGRAMS)
-MANUALS         = socketbox.1 socketbox-inetd.1 socketbox-launch.1 socketbox-relay.1 socketbox.toml.5
-UNITS           = socketbox.service socketbox-inetd@.service
+MANUALS         = socketbox.1 socketbox-inetd.1 socketbox-launch.1 socketbox-metrics.1 socketbox-relay.1 socketbox.toml.5
+CONTRIB         = prometheus/socketbox.rules.yml prometheus/socketbox.rules.test.yml grafana/socketbox.json
+UNITS           = socketbox.service socketbox-metrics.service socketbox-inetd@.service
 
 TAGS    = -tags osusergo,netgo
 LDFLAGS = -s -w -X main.version=$(VERSION)
@@ -40,7 +41,7 @@ INSTALLED = $(PROGRAMS:%=$(BIN)/%) \
 	$(PROGRAMS:%=$(BASH)/%) $(PROGRAMS:%=$(ZSH)/_%) $(PROGRAMS:%=$(FISH)/%.fish) \
 	$(foreach page,$(MANUALS),$(MAN)/man$(subst .,,$(suffix $(page)))/$(page)) \
 	$(UNITS:%=$(UNIT)/%) $(CONF)/sysusers.d/socketbox.conf $(CONF)/tmpfiles.d/socketbox.conf \
-	$(DOC)/socketbox.toml.example $(LIB)/libsocketbox-preload.so
+	$(DOC)/socketbox.toml.example $(CONTRIB:%=$(DOC)/%) $(LIB)/libsocketbox-preload.so
 
 .PHONY: build static deps test netns demo bench fuzz compat docker lint man install uninstall clean help missing FORCE
 
@@ -124,12 +125,13 @@ install: ## install into PREFIX (/usr/local), below DESTDIR if that is set
 	install -m 0644 packaging/sysusers.d/socketbox.conf $(CONF)/sysusers.d/socketbox.conf
 	install -m 0644 packaging/tmpfiles.d/socketbox.conf $(CONF)/tmpfiles.d/socketbox.conf
 	install -m 0644 packaging/socketbox.toml.example $(DOC)/socketbox.toml.example
+	for f in $(CONTRIB); do install -D -m 0644 contrib/$$f $(DOC)/$$f; done
 	install -D -s -m 0644 bin/libsocketbox-preload.so $(LIB)/libsocketbox-preload.so
 	@test -n "$(DESTDIR)" || echo "next: systemd-sysusers && systemd-tmpfiles --create socketbox.conf && systemctl daemon-reload"
 
 uninstall: ## remove what install has put down; configuration stays
 	rm -f $(INSTALLED)
-	-@rmdir $(DOC) $(LIB) 2>/dev/null
+	-@rmdir $(DOC)/prometheus $(DOC)/grafana $(DOC) $(LIB) 2>/dev/null
 	@test -z "$(DESTDIR)" || find "$(DESTDIR)" -depth -type d -empty -delete
 
 clean: ## remove what was built

@@ -66,7 +66,9 @@ type ListenerStatus struct {
 	Address     string             `json:"address"`
 	Namespace   uint64             `json:"namespace"` // inode; 0: can't be told
 	Description listen.Description `json:"description"`
-	Guarded     bool               `json:"guarded"` // passed on, its socket can't be turned around
+	Guarded     bool               `json:"guarded"`      // passed on, its socket can't be turned around
+	Queue       int                `json:"accept_queue"` // connections in the kernel's backlog
+	Backlog     int                `json:"backlog"`      // that fit there; 0: can't be told
 	dispatch.Counts
 	HandOff *Times `json:"hand_off_time,omitempty"` // from accept to hand-off
 }
@@ -171,10 +173,11 @@ func (b *binder) status() *Status {
 	}
 	for i, l := range t.listeners {
 		counts := l.base.Add(t.counters.Listener(i).Snapshot())
+		queue, backlog := listen.Queue(l.fd)
 		s.Total = s.Total.Add(counts)
 		s.Listeners = append(s.Listeners, ListenerStatus{
 			Name: l.description.Name, Address: l.description.String(), Namespace: l.namespace, Description: l.description,
-			Guarded: l.guarded, Counts: counts, HandOff: newTimes(l.handOff.Add(t.counters.HandOff(i).Snapshot())),
+			Queue: queue, Backlog: backlog, Guarded: l.guarded, Counts: counts, HandOff: newTimes(l.handOff.Add(t.counters.HandOff(i).Snapshot())),
 		})
 	}
 	s.Rules = append(ruleTexts(t.cfg, t.plan.Table), RuleStatus{Target: t.plan.Table.Targets[0].Name, Matches: "everything else"})
