@@ -48,6 +48,9 @@ type binder struct {
 	succeeded bool      // another instance has taken over
 	failed    error     // ends the binder
 
+	diags   map[uint64]*diag // of network namespaces, by their cookies
+	tracker tracker
+
 	fromChild chan childEvent
 	calls     chan func() // work that another goroutine wants done here
 }
@@ -130,15 +133,15 @@ func (b *binder) start(fds []int) error {
 	return b.spawn()
 }
 
-// takeFDs takes the control socket and the conversation with a predecessor
-// off the inherited descriptors, and returns the rest.
+// takeFDs takes the control socket, the conversation with a predecessor and the
+// sock_diag sockets off the inherited descriptors, and returns the rest.
 func (b *binder) takeFDs(fds []int) ([]int, error) {
 	b.before = -1
 	head := 1
 	if b.h.Predecessor != 0 {
 		head = 2
 	}
-	if len(fds) <= head {
+	if b.h.Diags < 0 || len(fds) <= head+b.h.Diags {
 		return nil, fmt.Errorf("read inherited state: %d descriptors", len(fds))
 	}
 	b.control = fds[0]
@@ -148,7 +151,8 @@ func (b *binder) takeFDs(fds []int) ([]int, error) {
 			return nil, fmt.Errorf("conversation with the instance before: %w", err)
 		}
 	}
-	return fds[head:], nil
+	fds = fds[head:]
+	return fds[b.h.Diags:], b.takeDiags(fds[:b.h.Diags])
 }
 
 // takeTables takes the files of tables, the last ones, off the inherited
@@ -301,6 +305,7 @@ func (b *binder) installed(c *child, m privsep.Message) error {
 	b.resolver.send = c.link.send
 	b.resolver.reset(m.ID, b.active.destinations, b.active.names())
 	b.adoptHeld()
+	b.settleSessions()
 	if b.everServed {
 		return nil
 	}

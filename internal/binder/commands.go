@@ -195,6 +195,9 @@ func (s *session) bringSockets(cfg *config.Config, st *Status) error {
 		return err
 	}
 	defer closeAll(fds)
+	if err := s.bringDiags(fds); err != nil {
+		return err
+	}
 	for len(fds) > 0 {
 		n := min(len(fds), fdsPerPacket)
 		q := request{Op: "sockets", Indexes: indexes[:n]}
@@ -206,6 +209,24 @@ func (s *session) bringSockets(cfg *config.Config, st *Status) error {
 		}
 		closeAll(fds[:n])
 		fds, indexes = fds[n:], indexes[n:]
+	}
+	return nil
+}
+
+// bringDiags opens, in the namespaces of new listeners, what the binder asks the
+// kernel about sockets with, and passes it.
+func (s *session) bringDiags(listeners []int) error {
+	if len(listeners) == 0 {
+		return nil
+	}
+	diags := openDiags(listeners)
+	defer closeAll(diags)
+	for rest := diags; len(rest) > 0; {
+		n := min(len(rest), fdsPerPacket)
+		if _, err := s.ask(request{Op: "diags"}, rest[:n]...); err != nil {
+			return err
+		}
+		rest = rest[n:]
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ const (
 
 // request is what a command asks of the binder.
 type request struct {
-	// Op is "status"; "explain", with a question; "reload", which "tables" and
+	// Op is "status"; "explain", with a question; "reload", which "tables", "diags" and
 	// "sockets" may follow and "apply" ends;
 	// "takeover", which "yield" follows, and "farewell" after its answers.
 	Op       string    `json:"op"`
@@ -176,6 +176,8 @@ func (c *client) serveRequest() bool {
 		return c.takeTables(m)
 	case "sockets":
 		return c.takeSockets(q, m)
+	case "diags":
+		return c.takeDiags(m)
 	case "apply":
 		m.Close()
 		return c.apply()
@@ -269,6 +271,19 @@ func (c *client) takeTables(m fdpass.Message) bool {
 	}
 	c.tables = m.FDs
 	return c.answer(nil, nil)
+}
+
+// takeDiags takes the sock_diag sockets of namespaces that the binder can't enter.
+func (c *client) takeDiags(m fdpass.Message) bool {
+	for _, fd := range m.FDs {
+		if domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil || domain != unix.AF_NETLINK {
+			m.Close()
+			return c.answer(errors.New("no sock_diag socket"), nil)
+		}
+	}
+	result := make(chan error, 1)
+	c.b.calls <- func() { result <- c.b.takeDiags(m.FDs) }
+	return c.answer(<-result, nil)
 }
 
 func (c *client) apply() bool {

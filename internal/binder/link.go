@@ -95,6 +95,13 @@ func (l *link) deliver(m privsep.Message) error {
 	}
 }
 
+// behind is how many messages wait for the dispatcher to read.
+func (l *link) behind() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.queue)
+}
+
 func (l *link) next() (privsep.Message, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

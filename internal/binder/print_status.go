@@ -34,6 +34,7 @@ func (s *Status) Print(out io.Writer) error {
 	for _, r := range s.Rules {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.name(), r.Matches, r.Target, cells(r.Counts))
 	}
+	printSessionCounts(w, s.Rules)
 	fmt.Fprintln(w, "\nTARGET\tPATH\tSTATE\t"+counts+"\tWHY")
 	for _, t := range s.Targets {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", t.Name, t.Path, t.State, cells(t.Counts), why(t.Causes))
@@ -43,6 +44,17 @@ func (s *Status) Print(out io.Writer) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\n", p.Path, p.state(), strings.Join(p.Targets, ", "))
 	}
 	return w.Flush()
+}
+
+// printSessionCounts shows the rules that limit sessions, if there are any.
+func printSessionCounts(w io.Writer, rules []RuleStatus) {
+	head := "\nRULE\tSESSIONS\tLIMIT\n"
+	for _, r := range rules {
+		if r.Sessions != nil {
+			fmt.Fprintf(w, "%s%s\t%d\t%s\n", head, r.name(), r.Sessions.Live, r.Sessions.limit())
+			head = ""
+		}
+	}
 }
 
 // name is a rule as messages have it: "rule 2 (socketbox.toml:14)" without the

@@ -47,8 +47,8 @@ func (o *Options) overridden() []string {
 
 // handover is what the privileged stage leaves for the binder. The
 // descriptors that come along are: the control socket, the conversation with
-// the predecessor if there is one, then the listeners and the files of tables,
-// in order.
+// the predecessor if there is one, sock_diag sockets, then the listeners and the
+// files of tables, in order.
 type handover struct {
 	Options   Options
 	Text      []byte // of the configuration file
@@ -63,6 +63,7 @@ type handover struct {
 	NoGuard string         // why there is none although there should be
 
 	Namespaces  []uint64 // of the listeners, in order: inodes
+	Diags       int      // descriptors that openDiags has opened
 	Predecessor int      // pid of the instance to take over from; 0: none
 }
 
@@ -116,6 +117,8 @@ func Start(o Options, log *slog.Logger) error {
 		closeAll(listeners)
 		return err
 	}
+	diags := openDiags(listeners)
+	h.Diags = len(diags)
 	control, err := h.takeControl(cfg.Dir, account, before)
 	if err != nil {
 		closeAll(listeners)
@@ -129,7 +132,7 @@ func Start(o Options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	err = privsep.Reexec(privsep.Binder, id, state, slices.Concat(control, listeners, tables))
+	err = privsep.Reexec(privsep.Binder, id, state, slices.Concat(control, diags, listeners, tables))
 	if before == nil {
 		unix.Unlink(h.Control)
 	}

@@ -36,6 +36,7 @@ type Status struct {
 	Reloads    Reloads          `json:"reloads"`
 	HoldTotal  int              `json:"hold_total"`
 	GuardState GuardStatus      `json:"guard_state"`
+	Events     *Events          `json:"events,omitempty"` // where rules limit sessions
 	Total      dispatch.Counts  `json:"total"`
 	Processes  []ProcessStatus  `json:"processes"` // as their asker sees them in /proc
 	Listeners  []ListenerStatus `json:"listeners"`
@@ -82,6 +83,7 @@ type RuleStatus struct {
 	Matches string `json:"matches"`
 	Target  string `json:"target"`
 	dispatch.Counts
+	Sessions *SessionCount `json:"sessions,omitempty"` // where it limits them
 }
 
 // TargetStatus is a target with its counts. Waiting is its queue here.
@@ -185,6 +187,7 @@ func (b *binder) status() *Status {
 		s.Rules[i].Counts = t.counters.Rule(i).Snapshot()
 	}
 	last := len(s.Rules) - 1
+	b.countSessions(s.Rules[:last])
 	s.Rules[last].Counts = t.counters.Rule(-1).Snapshot()
 	s.Rules = append(s.Rules[last:], s.Rules[:last]...) // "no rule" comes first
 	sum := t.sum((*dispatch.Counts).Snapshot)
@@ -196,6 +199,7 @@ func (b *binder) status() *Status {
 			Limits: limitsOf(target),
 		})
 	}
+	s.Events = b.tracker.events()
 	return s
 }
 

@@ -26,15 +26,16 @@ const (
 
 // child is a running dispatcher.
 type child struct {
-	cmd      *exec.Cmd
-	link     *link
-	started  time.Time
-	verified bool
-	table    uint32          // in force
-	sent     uint32          // last one sent
-	maps     map[uint32]bool // IDs of those that it has
-	drained  bool
-	reason   error // why the binder ended it
+	cmd       *exec.Cmd
+	link      *link
+	started   time.Time
+	verified  bool
+	table     uint32          // in force
+	sent      uint32          // last one sent
+	maps      map[uint32]bool // IDs of those that it has
+	remembers bool            // it has the file of sessions
+	drained   bool
+	reason    error // why the binder ended it
 }
 
 // childEvent is something that a dispatcher did: sent a message, broke the

@@ -60,7 +60,11 @@ func (b *binder) makeTable(cfg *config.Config, listeners []*listener, maps []*ma
 	for _, l := range listeners {
 		t.plan.Listeners = append(t.plan.Listeners, planOf(l))
 	}
-	if err := t.makeFiles(); err != nil {
+	err = t.makeFiles()
+	if err == nil {
+		err = b.trackSessions(t)
+	}
+	if err != nil {
 		t.close()
 		return nil, err
 	}
@@ -159,6 +163,9 @@ func (b *binder) sendTable(c *child, t *table) error {
 			return err
 		}
 		c.link.send(privsep.Message{Kind: privsep.Map, Table: t.id, ID: m.id, FDs: []int{fd}})
+	}
+	if err := b.sendSessions(c, t); err != nil {
+		return err
 	}
 	plan, err := duplicate(t.planFD)
 	if err != nil {

@@ -108,6 +108,7 @@ func (b *binder) succeed(fd int) {
 			return
 		}
 		b.announce()
+		b.settleSessions()
 	}
 	<-ended
 	if err == nil {

@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"runtime"
@@ -162,12 +163,16 @@ func (w *worker) finishInstall() {
 	}()
 }
 
-// missing says which listener of a plan has no descriptor.
+// missing says what a plan needs that has not come: a descriptor of a listener, the
+// file of sessions.
 func (w *worker) missing(plan *Plan) error {
 	for _, l := range plan.Listeners {
 		if w.stash[l.ID] == 0 && w.listeners[l.ID] == nil {
 			return fmt.Errorf("no descriptor came for listener %s", l.Name)
 		}
+	}
+	if w.sessions == nil && newGates(plan.Table) != nil {
+		return errors.New("rules limit sessions, and no file for them came")
 	}
 	return nil
 }

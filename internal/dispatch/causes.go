@@ -19,6 +19,7 @@ const (
 	CausePaths
 	CauseDied
 	CauseStopped
+	CauseSessions
 	numCauses
 )
 
@@ -35,6 +36,7 @@ var causeNames = [numCauses]struct{ name, text string }{
 	CauseNoDirectory:     {"no_directory", "no such socket directory"},
 	CauseRefused:         {"refused", "the kernel refuses to pass it"},
 	CausePaths:           {"too_many_paths", "too many paths are waited for"},
+	CauseSessions:        {"max_sessions", "max_sessions was reached for longer than hold.busy"},
 	CauseDied:            {"dispatcher_died", "the dispatcher died with it in its hands"},
 	CauseStopped:         {"stopped", "socketbox was told to end at once"},
 }

@@ -3,6 +3,7 @@ package dispatch
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -62,6 +63,10 @@ func (w *worker) obey(m privsep.Message) error {
 		w.yield()
 	case privsep.Adopt:
 		w.adopt(m)
+	case privsep.Sessions:
+		return w.sessionsMessage(m)
+	case privsep.Ended:
+		w.ended(m.Ended)
 	default:
 		return fmt.Errorf("%w: type %d", privsep.ErrProtocol, m.Kind)
 	}
@@ -122,7 +127,7 @@ func (w *worker) flush() error {
 // drain takes what is in the backlogs, closes the listeners, and leaves it to
 // run to end once nothing waits.
 func (w *worker) drain() {
-	w.draining = true
+	w.draining, w.drainingSince = true, time.Now()
 	for _, s := range w.sinks {
 		s.paused = nil // nothing is served from here on but what waits
 	}

@@ -16,7 +16,7 @@ type Counts struct {
 	Delivered uint64 `json:"delivered"`
 	Held      uint64 `json:"held"`     // had to wait before it was delivered or failed
 	Waiting   uint64 `json:"waiting"`  // now
-	Rejected  uint64 `json:"rejected"` // by a rule
+	Rejected  uint64 `json:"rejected"` // by a rule or its limit
 	Failed    uint64 `json:"failed"`   // reset because its target could not take it
 	_         [2]uint64
 }
@@ -59,34 +59,42 @@ func (p *Plan) countersSize() int {
 
 // NewCountersFile returns a memory file with room for the counters of p, whose
 // size can't change any more. The caller owns it.
-func NewCountersFile(p *Plan) (int, error) {
-	fd, err := unix.MemfdCreate("socketbox-counters", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+func NewCountersFile(p *Plan) (int, error) { return newFile("socketbox-counters", p.countersSize()) }
+
+// newFile returns a memory file that is to be mapped and that can't shrink
+// under who has mapped it.
+func newFile(name string, size int) (int, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return -1, fmt.Errorf("memfd_create: %w", err)
 	}
-	if err := unix.Ftruncate(fd, int64(p.countersSize())); err != nil {
+	if err := unix.Ftruncate(fd, int64(size)); err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("size the counters: %w", err)
+		return -1, fmt.Errorf("size %s: %w", name, err)
 	}
 	const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("seal the counters: %w", err)
+		return -1, fmt.Errorf("seal %s: %w", name, err)
 	}
 	return fd, nil
 }
 
-// MapCounters maps the counters of p from fd, which stays the caller's.
-func MapCounters(p *Plan, fd int) (*Counters, error) {
-	size := p.countersSize()
+// mapFile maps a file that newFile made.
+func mapFile(fd, size int) ([]byte, error) {
 	if seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0); err != nil || seals&unix.F_SEAL_SHRINK == 0 {
-		return nil, fmt.Errorf("map counters: the file is not sealed (%w)", err)
+		return nil, fmt.Errorf("the file is not sealed (%w)", err)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Size != int64(size) {
-		return nil, fmt.Errorf("map counters: %d bytes, not %d (%w)", st.Size, size, err)
+		return nil, fmt.Errorf("%d bytes, not %d (%w)", st.Size, size, err)
 	}
-	b, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	return unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+}
+
+// MapCounters maps the counters of p from fd, which stays the caller's.
+func MapCounters(p *Plan, fd int) (*Counters, error) {
+	b, err := mapFile(fd, p.countersSize())
 	if err != nil {
 		return nil, fmt.Errorf("map counters: %w", err)
 	}
@@ -182,5 +190,12 @@ func (t *tally) waits(delta int) {
 		if delta > 0 {
 			c.Held++
 		}
+	}
+}
+
+// heldAgain takes back that a connection was counted as held twice.
+func (t *tally) heldAgain() {
+	for _, c := range t {
+		c.Held--
 	}
 }

@@ -27,6 +27,7 @@ func (w *worker) swap(a *arrival) {
 		}
 	}
 	waiting := w.takeAll()
+	before := w.plan
 	w.counters.Unmap()
 	counters.settle()
 	w.table, w.plan, w.counters, w.rules, w.maps = a.id, plan, counters, a.rules, a.maps
@@ -34,6 +35,7 @@ func (w *worker) swap(a *arrival) {
 		w.admit(i, p)
 	}
 	w.tell(privsep.Message{Kind: privsep.Installed, ID: a.id}) // before anything is asked about it
+	w.regate(before)
 	for _, c := range waiting {
 		w.replace(c)
 	}
@@ -41,7 +43,7 @@ func (w *worker) swap(a *arrival) {
 
 // takeAll empties all sinks and forgets them and all routes.
 func (w *worker) takeAll() []connection {
-	var all []connection
+	all := w.takeGated()
 	for s := range w.holding {
 		all = append(all, s.queue.take(nil)...)
 		for _, l := range s.paused {
@@ -99,6 +101,11 @@ func (w *worker) asksLocal(l *listener) bool {
 	if l.Address.IsValid() && !l.Address.IsUnspecified() {
 		return false
 	}
+	for i := range w.plan.Table.Rules { // what a session is counted for must be known after a reload, too
+		if r := &w.plan.Table.Rules[i]; !r.Sessions.IsZero() && (r.Listeners == nil || contains(r.Listeners, l.index)) {
+			return true
+		}
+	}
 	for _, t := range w.plan.Table.Targets {
 		if t.Keys&rule.KeyLocal != 0 {
 			return true
@@ -123,6 +130,7 @@ func (w *worker) connectDirect(l *listener) {
 		return
 	}
 	l.sole = index
+	l.limited = index >= 0 && !w.plan.Table.Rules[index].Sessions.IsZero()
 	for _, c.family = range l.families() {
 		if r := w.routeFor(w.keyOf(&c)); r != nil {
 			r.direct = true

@@ -37,6 +37,7 @@ type connection struct {
 	facts  rule.Conn
 	since  time.Time // when it was held
 	port   uint16    // of the client, where facts are known
+	cookie uint64    // of the socket, where its rule limits sessions
 	route  *route
 }
 
@@ -47,7 +48,7 @@ func (w *worker) take(l *listener, fd int) {
 		mapped = false
 	}
 	c := connection{fd: fd, l: l, family: family, mapped: mapped, rule: l.sole}
-	if r := l.direct[family]; r != nil && !w.plan.LogConnections && !w.tracing() {
+	if r := l.direct[family]; r != nil && !l.limited && !w.plan.LogConnections && !w.tracing() {
 		c.target, c.route = int(r.key.Target), r
 	} else {
 		c.facts = w.facts(l, fd)
@@ -61,21 +62,35 @@ func (w *worker) take(l *listener, fd int) {
 	w.place(c, t)
 }
 
-// choose finds the rule and the route of a connection. A connection that a
-// rule rejects, or that finds no room for its route, is reset, counted, and
-// gone: choose returns false.
+// choose finds the rule and the route of a connection. It returns false for one
+// that a rule rejects, or that finds no room for its route, which is reset,
+// counted and gone, and for one that a limit of its rule keeps waiting.
 func (w *worker) choose(c *connection) bool {
 	if !w.lead(c) {
-		t := w.tally(c)
-		if c.since.IsZero() {
-			t.accepted()
-		}
-		t.rejected()
-		w.logConnection(c, "rejected")
-		w.decide(c, Rejected, 0, 0)
-		reset(c.fd)
+		w.reject(c)
 		return false
 	}
+	if !w.limit(c) {
+		return false
+	}
+	return w.findRoute(c)
+}
+
+// reject resets a connection, and counts it as what a rule wanted.
+func (w *worker) reject(c *connection) {
+	t := w.tally(c)
+	if c.since.IsZero() {
+		t.accepted()
+	}
+	t.rejected()
+	w.logConnection(c, "rejected")
+	w.decide(c, Rejected, 0, 0)
+	reset(c.fd)
+}
+
+// findRoute finds the way to the target of c, or resets it where there is no
+// room for one more way, and returns false.
+func (w *worker) findRoute(c *connection) bool {
 	if c.route = w.routeFor(w.keyOf(c)); c.route == nil {
 		if c.since.IsZero() {
 			w.tally(c).accepted()

@@ -50,6 +50,9 @@ func (w *worker) send(s *sink, c *connection, t *tally) bool {
 	case handoff.Sent:
 		closeFD(c.fd) // at once: a copy kept here would hold back the FIN
 		t.delivered()
+		if c.cookie != 0 {
+			w.sessions.left(c)
+		}
 		w.handedOff(c)
 		w.logConnection(c, "delivered")
 		w.decide(c, Delivered, 0, 0)

@@ -32,23 +32,27 @@ type worker struct {
 	listeners map[uint32]*listener
 	stash     map[uint32]int // descriptors for the next table, by listener ID
 
-	routes     map[privsep.Key]*route
-	routeByID  map[uint32]*route
-	lastRoute  uint32
-	sinks      map[uint32]*sink
-	holding    map[*sink]struct{} // sinks with connections on hold
-	waiting    int                // connections on hold in all
-	exhausted  []*listener        // paused because descriptors ran out
-	draining   bool
-	yielding   bool // to a successor: everything has been given back or is on its way
-	nextSweep  time.Time
-	nextRetry  time.Time
-	hurry      bool   // something is to be tried again at the next retry
-	trim       func() // gives back memory that only start-up and reloads need
-	complaints map[string]*complaint
-	counts     tally  // of the connection in hand
-	orphans    Counts // of listeners that a reload removed
-	files      int    // descriptors that listeners, sinks and waiting connections may take
+	gates    map[int]*gate // of rules with a limit of sessions, by index
+	sessions *register     // nil until a table has such rules
+
+	routes        map[privsep.Key]*route
+	routeByID     map[uint32]*route
+	lastRoute     uint32
+	sinks         map[uint32]*sink
+	holding       map[*sink]struct{} // sinks with connections on hold
+	waiting       int                // connections on hold in all
+	exhausted     []*listener        // paused because descriptors ran out
+	draining      bool
+	drainingSince time.Time
+	yielding      bool // to a successor: everything has been given back or is on its way
+	nextSweep     time.Time
+	nextRetry     time.Time
+	hurry         bool   // something is to be tried again at the next retry
+	trim          func() // gives back memory that only start-up and reloads need
+	complaints    map[string]*complaint
+	counts        tally  // of the connection in hand
+	orphans       Counts // of listeners that a reload removed
+	files         int    // descriptors that listeners, sinks and waiting connections may take
 
 	born time.Time     // all marks count from here
 	mark time.Duration // when the connection in hand was begun
@@ -128,7 +132,7 @@ func (w *worker) run() error {
 				return err
 			}
 		}
-		if w.hurry || len(w.holding) > 0 {
+		if w.hurry || w.waiting > 0 {
 			w.sweep(time.Now())
 		}
 		if w.yielding && len(w.outbox) == 0 {
@@ -152,7 +156,7 @@ func (w *worker) wait() (int, error) {
 	timeout := -1
 	if w.hurry {
 		timeout = int(retryEvery / time.Millisecond)
-	} else if len(w.holding) > 0 {
+	} else if w.waiting > 0 {
 		timeout = int(sweepEvery / time.Millisecond)
 	}
 	if w.busy {
@@ -283,6 +287,7 @@ func (w *worker) sweep(now time.Time) {
 	for s := range w.holding {
 		w.expire(s, now)
 	}
+	w.expireGates(now)
 }
 
 // retry tries again what the kernel had no descriptor or memory for.

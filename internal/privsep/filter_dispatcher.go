@@ -29,6 +29,7 @@ func workRules() []Rule {
 		{Call: "sendmsg", If: []Arg{{Index: 2, Value: sendFlags}}, Why: "fdpass.Packet.Send, fdpass.Send: MSG_FASTOPEN would connect"},
 		{Call: "recvmsg", If: []Arg{{Index: 0, Value: ControlFD}, {Index: 2, Value: recvFlags}}, Why: "worker.readControl"},
 		{Call: "getsockname", Why: "listener.localAddress"},
+		{Call: "getsockopt", If: []Arg{{Index: 1, Value: unix.SOL_SOCKET}, {Index: 2, Value: unix.SO_COOKIE}}, Why: "worker.cookieOf: sessions that a rule limits"},
 		{Call: "setsockopt", If: []Arg{{Index: 1, Value: unix.SOL_IPV6}, {Index: 2, Value: unix.IPV6_ADDRFORM}}, Why: "worker.unmap"},
 		{Call: "setsockopt", If: []Arg{{Index: 1, Value: unix.SOL_SOCKET}, {Index: 2, Value: unix.SO_LINGER}}, Why: "worker.reset"},
 		{Call: "close", Why: "worker: a connection that was sent, a listener that was removed"},

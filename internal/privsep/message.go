@@ -33,11 +33,22 @@ const (
 	Yield                     // b→d: accept no more, give back what is held, end
 	Held                      // d→b: a connection of listener ID that was held; Value: see Mapped
 	Adopt                     // b→d: hold or deliver a connection of listener ID (0: of none that is left)
+	Sessions                  // b→d: sessions that live, a memory file; Value: see Foreign
+	Ended                     // b→d: the connections with these cookies have ended
 )
 
 // Mapped is the Value of a Held or Adopt whose connection is an IPv4 client's on
 // a socket of family AF_INET6. Their Key has the facts of the connection.
 const Mapped = 1
+
+// Foreign is the Value of a Sessions whose file is to be copied from: nobody has
+// remembered those sessions so far. Else it is the dispatcher's own to write in,
+// with what the one before it has left there.
+const Foreign = 1
+
+// MaxCookies is how many sockets one Ended names: enough for what comes in at
+// once, few enough for the pair's buffer.
+const MaxCookies = 128
 
 // State is what the dispatcher does with connections for a sink.
 type State uint8
@@ -84,7 +95,8 @@ type Message struct {
 	Value uint32
 	State State
 	Key   Key
-	FDs   []int // received: owned by the receiver of the message
+	Ended []uint64 // cookies
+	FDs   []int    // received: owned by the receiver of the message
 }
 
 // shape is what a message of a kind must look like: anything else is fatal
@@ -94,6 +106,7 @@ type shape struct {
 	fds        int  // descriptors that come along
 	optional   bool // … or none
 	key        bool
+	cookies    bool // one at least
 }
 
 var shapes = map[Kind]shape{
@@ -113,11 +126,14 @@ var shapes = map[Kind]shape{
 	Yield:     {fromBinder: true},
 	Held:      {fds: 1, key: true},
 	Adopt:     {fromBinder: true, fds: 1, key: true},
+	Sessions:  {fromBinder: true, fds: 1},
+	Ended:     {fromBinder: true, cookies: true},
 }
 
 const (
 	plainSize = 1 + 3*4 + 1
 	keySize   = 4 + 4 + 4 + 2 + 1 + 2*(1+16)
+	maxSize   = plainSize + MaxCookies*8 // of the two kinds of tail the longer one
 )
 
 // Channel is one end of the control pair: a SOCK_SEQPACKET socket, so that a
@@ -130,7 +146,7 @@ type Channel struct {
 // Send sends m without waiting; a full queue is an error that wraps EAGAIN.
 // m.FDs stay the caller's.
 func (c Channel) Send(m Message) error {
-	var buf [plainSize + keySize]byte
+	var buf [maxSize]byte
 	return fdpass.Send(c.FD, m.append(buf[:0]), m.FDs...)
 }
 
@@ -138,7 +154,7 @@ func (c Channel) Send(m Message) error {
 // A message that is not what the partner may send is an error that wraps
 // ErrProtocol; its descriptors are closed.
 func (c Channel) Receive() (m Message, ok bool, err error) {
-	var buf [plainSize + keySize + 1]byte
+	var buf [maxSize + 1]byte
 	packet, err := fdpass.Recv(c.FD, buf[:], 2, unix.MSG_DONTWAIT)
 	if errors.Is(err, unix.ECONNRESET) { // the partner ended and left something unread: said once, ahead of what it sent
 		packet, err = fdpass.Recv(c.FD, buf[:], 2, unix.MSG_DONTWAIT)
@@ -165,6 +181,11 @@ func (m Message) append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, m.ID)
 	b = binary.LittleEndian.AppendUint32(b, m.Value)
 	b = append(b, byte(m.State))
+	if shapes[m.Kind].cookies {
+		for _, cookie := range m.Ended[:min(len(m.Ended), MaxCookies)] {
+			b = binary.LittleEndian.AppendUint64(b, cookie)
+		}
+	}
 	if !shapes[m.Kind].key {
 		return b
 	}
@@ -191,8 +212,11 @@ func parse(b []byte, fromBinder bool, fds int) (Message, error) {
 	}
 	s, known := shapes[m.Kind]
 	want := plainSize
-	if s.key {
+	switch {
+	case s.key:
 		want += keySize
+	case s.cookies:
+		want += min(max(1, (len(b)-plainSize)/8), MaxCookies) * 8
 	}
 	switch {
 	case !known || s.fromBinder != fromBinder:
@@ -206,6 +230,9 @@ func parse(b []byte, fromBinder bool, fds int) (Message, error) {
 	}
 	if s.key {
 		return m, m.Key.parse(b[plainSize:])
+	}
+	for tail := b[plainSize:]; len(tail) > 0; tail = tail[8:] {
+		m.Ended = append(m.Ended, binary.LittleEndian.Uint64(tail))
 	}
 	return m, nil
 }

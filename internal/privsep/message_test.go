@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,9 @@ func TestMessagesRoundTrip(t *testing.T) {
 		{Kind: Sink, ID: 4, Value: 9, State: Absent},
 		{Kind: Route, ID: 1, Value: 2},
 		{Kind: Drain},
+		{Kind: Sessions, Value: Foreign, FDs: []int{0}},
+		{Kind: Ended, Ended: []uint64{1, 1 << 63}},
+		{Kind: Ended, Ended: make([]uint64, MaxCookies)},
 	} {
 		roundTrip(t, binder, dispatcher, m)
 	}
@@ -55,7 +59,7 @@ func roundTrip(t *testing.T, from, to Channel, m Message) {
 		unix.Close(fd)
 	}
 	got.FDs, m.FDs = nil, nil
-	if got.Kind != m.Kind || got.Table != m.Table || got.ID != m.ID || got.Value != m.Value || got.State != m.State || got.Key != m.Key {
+	if got.Kind != m.Kind || got.Table != m.Table || got.ID != m.ID || got.Value != m.Value || got.State != m.State || got.Key != m.Key || !slices.Equal(got.Ended, m.Ended) {
 		t.Errorf("sent %+v, got %+v", m, got)
 	}
 }
@@ -83,6 +87,11 @@ func TestMessagesRefused(t *testing.T) {
 	if _, err := parse(Message{Kind: Ready}.append(nil), false, 1); !errors.Is(err, ErrProtocol) {
 		t.Errorf("a descriptor where none goes: %v", err)
 	}
+	for _, tail := range []int{0, 7, 12, (MaxCookies + 1) * 8} {
+		if _, err := parse(append(Message{Kind: Ended}.append(nil), make([]byte, tail)...), true, 0); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%d bytes of cookies: %v", tail, err)
+		}
+	}
 	if _, err := parse(Message{Kind: Sink, State: Live}.append(nil), true, 0); !errors.Is(err, ErrProtocol) {
 		t.Errorf("live without a socket: %v", err)
 	}
@@ -92,6 +101,7 @@ func TestMessagesRefused(t *testing.T) {
 func FuzzMessage(f *testing.F) {
 	f.Add(Message{Kind: Want, Key: Key{Family: IPv4, Local: netip.MustParseAddr("127.0.0.1")}}.append(nil), false, 0)
 	f.Add(Message{Kind: Sink, State: Absent}.append(nil), true, 0)
+	f.Add(Message{Kind: Ended, Ended: []uint64{5, 6}}.append(nil), true, 0)
 	f.Add([]byte{0xff}, true, 3)
 	f.Fuzz(func(t *testing.T, b []byte, fromBinder bool, fds int) {
 		m, err := parse(b, fromBinder, fds)
@@ -99,7 +109,7 @@ func FuzzMessage(f *testing.F) {
 			return
 		}
 		again, err := parse(m.append(nil), fromBinder, fds)
-		if err != nil || again.Key != m.Key || again.ID != m.ID || again.State != m.State {
+		if err != nil || again.Key != m.Key || again.ID != m.ID || again.State != m.State || !slices.Equal(again.Ended, m.Ended) {
 			t.Errorf("%x: %+v, then %+v, %v", b, m, again, err)
 		}
 	})

@@ -18,7 +18,7 @@ import (
 // prefix is a family byte (4 or 6), its bits and all bytes of its address.
 // Every table has exactly one encoding.
 const (
-	tableVersion = 2
+	tableVersion = 3
 
 	// MaxEncoded bounds an encoded table. 100,000 rules with a few prefixes
 	// each fit.
@@ -89,7 +89,7 @@ func appendRule(b []byte, r *Rule) []byte {
 		b = binary.BigEndian.AppendUint16(b, p.First)
 		b = binary.BigEndian.AppendUint16(b, p.Last)
 	}
-	return b
+	return appendSessions(b, r.Sessions)
 }
 
 func appendPrefixes(b []byte, prefixes []netip.Prefix) []byte {
@@ -238,6 +238,7 @@ func (d *decoder) rule() Rule {
 		Local:     list(d, (*decoder).prefix),
 		Remote:    list(d, (*decoder).prefix),
 		Ports:     list(d, (*decoder).portRange),
+		Sessions:  d.sessions(),
 	}
 }
 

@@ -22,6 +22,8 @@ func fullTable() *Table {
 			{Listeners: []int{0, MaxListeners - 1}, Local: prefixes("2001:db8::/64", "::/0"), Remote: prefixes("0.0.0.0/0", "198.51.100.7/32"), Ports: []PortRange{{1, 65535}, {443, 443}}, Target: 2, Line: 17},
 			{Reject: true, Line: 1 << 30},
 			{Map: 1, Limit: Limit{Rate: Rate{5, time.Second}, PerSource: [Tiers]Rate{Tier48: {9, time.Hour}}, Reject: true}},
+			{Sessions: Sessions{Max: MaxSessions, Reject: true}},
+			{Sessions: Sessions{PerSource: 2}},
 			{},
 		},
 		Maps: []MapInfo{{Name: "tenants", Target: 1}},
@@ -52,31 +54,33 @@ func TestBinary(t *testing.T) {
 func TestEncodeRefused(t *testing.T) {
 	long := strings.Repeat("x", 256)
 	for want, change := range map[string]func(*Table){
-		"no target":                func(t *Table) { t.Targets = nil },
-		"65537 targets":            func(t *Table) { t.Targets = make([]Target, MaxTargets+1) },
-		"100001 rules":             func(t *Table) { t.Rules = make([]Rule, MaxRules+1) },
-		"name of 256 bytes":        func(t *Table) { t.Targets[1].Name = long },
-		"unknown key 0x20":         func(t *Table) { t.Targets[1].Keys = 0x21 },
-		"hold of -1 connections":   func(t *Table) { t.Targets[1].Hold.Connections = -1 },
-		"time below 0":             func(t *Table) { t.Targets[1].Hold.Busy = -1 },
-		"target beside reject":     func(t *Table) { t.Rules[1].Target = 1 },
-		"map 2 of 1":               func(t *Table) { t.Rules[2].Map = 2 },
-		"reject beside a map":      func(t *Table) { t.Rules[2].Reject = true },
-		"map 0: target 3 of 3":     func(t *Table) { t.Maps[0].Target = 3 },
-		"65 maps":                  func(t *Table) { t.Maps = make([]MapInfo, 65) },
-		"balance 3":                func(t *Table) { t.Targets[1].Balance = 3 },
-		"-1 places":                func(t *Table) { t.Targets[1].Places = -1 },
-		"rate of 1 connections":    func(t *Table) { t.Rules[0].Limit.Rate.Count = 1 },
-		"target 3 of 3":            func(t *Table) { t.Rules[0].Target = 3 },
-		"target -1 of 3":           func(t *Table) { t.Rules[0].Target = -1 },
-		"line -1":                  func(t *Table) { t.Rules[0].Line = -1 },
-		"listener 4096":            func(t *Table) { t.Rules[0].Listeners[0] = MaxListeners },
-		"listener -1":              func(t *Table) { t.Rules[0].Listeners[0] = -1 },
-		"ports 0-5":                func(t *Table) { t.Rules[0].Ports[0] = PortRange{0, 5} },
-		"ports 6-5":                func(t *Table) { t.Rules[0].Ports[0] = PortRange{6, 5} },
-		"invalid address prefix":   func(t *Table) { t.Rules[0].Local[0] = netip.Prefix{} },
-		"bits behind its length":   func(t *Table) { t.Rules[0].Remote[0] = netip.MustParsePrefix("10.0.0.1/8") },
-		"prefix ::ffff:0.0.0.0/96": func(t *Table) { t.Rules[0].Remote[0] = netip.MustParsePrefix("::ffff:0:0/96") },
+		"no target":                 func(t *Table) { t.Targets = nil },
+		"65537 targets":             func(t *Table) { t.Targets = make([]Target, MaxTargets+1) },
+		"100001 rules":              func(t *Table) { t.Rules = make([]Rule, MaxRules+1) },
+		"name of 256 bytes":         func(t *Table) { t.Targets[1].Name = long },
+		"unknown key 0x20":          func(t *Table) { t.Targets[1].Keys = 0x21 },
+		"hold of -1 connections":    func(t *Table) { t.Targets[1].Hold.Connections = -1 },
+		"time below 0":              func(t *Table) { t.Targets[1].Hold.Busy = -1 },
+		"target beside reject":      func(t *Table) { t.Rules[1].Target = 1 },
+		"map 2 of 1":                func(t *Table) { t.Rules[2].Map = 2 },
+		"reject beside a map":       func(t *Table) { t.Rules[2].Reject = true },
+		"map 0: target 3 of 3":      func(t *Table) { t.Maps[0].Target = 3 },
+		"65 maps":                   func(t *Table) { t.Maps = make([]MapInfo, 65) },
+		"balance 3":                 func(t *Table) { t.Targets[1].Balance = 3 },
+		"-1 places":                 func(t *Table) { t.Targets[1].Places = -1 },
+		"rate of 1 connections":     func(t *Table) { t.Rules[0].Limit.Rate.Count = 1 },
+		"target 3 of 3":             func(t *Table) { t.Rules[0].Target = 3 },
+		"target -1 of 3":            func(t *Table) { t.Rules[0].Target = -1 },
+		"line -1":                   func(t *Table) { t.Rules[0].Line = -1 },
+		"listener 4096":             func(t *Table) { t.Rules[0].Listeners[0] = MaxListeners },
+		"listener -1":               func(t *Table) { t.Rules[0].Listeners[0] = -1 },
+		"ports 0-5":                 func(t *Table) { t.Rules[0].Ports[0] = PortRange{0, 5} },
+		"ports 6-5":                 func(t *Table) { t.Rules[0].Ports[0] = PortRange{6, 5} },
+		"invalid address prefix":    func(t *Table) { t.Rules[0].Local[0] = netip.Prefix{} },
+		"bits behind its length":    func(t *Table) { t.Rules[0].Remote[0] = netip.MustParsePrefix("10.0.0.1/8") },
+		"prefix ::ffff:0.0.0.0/96":  func(t *Table) { t.Rules[0].Remote[0] = netip.MustParsePrefix("::ffff:0:0/96") },
+		"sessions rejected without": func(t *Table) { t.Rules[0].Sessions.Reject = true },
+		"-1 sessions":               func(t *Table) { t.Rules[0].Sessions.Max = -1 },
 	} {
 		table := fullTable()
 		change(table)
@@ -100,23 +104,23 @@ func TestDecodeRefused(t *testing.T) {
 			t.Errorf("accepted the first %d of %d bytes", n, len(whole))
 		}
 	}
-	smallest := []byte{2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0} // one target without a name, no map, no rule
+	smallest := []byte{3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0} // one target without a name, no map, no rule
 	if _, err := DecodeTable(smallest); err != nil {
 		t.Errorf("the smallest table: %v", err)
 	}
 	huge := []byte{0xff, 0xff, 0xff, 0xff, 0x07} // math.MaxInt32
 	for name, b := range map[string][]byte{
 		"trailing byte":            append(bytes.Clone(whole), 0),
-		"version":                  append([]byte{1}, whole[1:]...),
-		"long form of a number":    {2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 0x00},
-		"number beyond 64 bits":    {2, 1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0},
-		"number beyond 31 bits":    {2, 1, 0, 0, 0, 0, 0x80, 0x80, 0x80, 0x80, 0x08, 0, 0, 0, 0},
-		"2 thousand million rules": append([]byte{2, 1, 0, 0, 0, 0, 0, 0, 0, 0}, huge...),
-		"reject 2":                 {2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0},
-		"map without end":          {2, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0},
-		"limit of nothing":         {2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
-		"family 5":                 {2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 5, 0, 0, 0, 0, 0, 0, 0},
-		"prefix of 33 bits":        {2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 4, 33, 0, 0, 0, 0, 0, 0},
+		"version":                  append([]byte{2}, whole[1:]...),
+		"long form of a number":    {3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 0x00},
+		"number beyond 64 bits":    {3, 1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0},
+		"number beyond 31 bits":    {3, 1, 0, 0, 0, 0, 0x80, 0x80, 0x80, 0x80, 0x08, 0, 0, 0, 0},
+		"2 thousand million rules": append([]byte{3, 1, 0, 0, 0, 0, 0, 0, 0, 0}, huge...),
+		"reject 2":                 {3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+		"map without end":          {3, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0},
+		"limit of nothing":         {3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+		"family 5":                 {3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 5, 0, 0, 0, 0, 0, 0, 0, 0},
+		"prefix of 33 bits":        {3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 4, 33, 0, 0, 0, 0, 0, 0, 0},
 		"too large":                make([]byte, MaxEncoded+1),
 	} {
 		if table, err := DecodeTable(b); err == nil {

@@ -80,7 +80,7 @@ func (r *Rule) check(targets, maps int) error {
 			return fmt.Errorf("ports %d-%d", p.First, p.Last)
 		}
 	}
-	return errors.Join(r.Limit.check(), checkPrefixes(r.Local), checkPrefixes(r.Remote))
+	return errors.Join(r.Limit.check(), r.Sessions.check(), checkPrefixes(r.Local), checkPrefixes(r.Remote))
 }
 
 func checkPrefixes(prefixes []netip.Prefix) error {

@@ -29,6 +29,7 @@ type Rule struct {
 	Reject    bool           // reset the connection; Target is 0 then
 	Target    int            // index into Table.Targets; 0 where there is a Map
 	Limit     Limit          // of the connections that it takes
+	Sessions  Sessions       // of those, that live at once
 	Line      int            // line in the config file, 0 if there is none
 }
 

@@ -55,3 +55,16 @@ func TestZeroSetsHoldEverything(t *testing.T) {
 		t.Error("nil portSet lacks a port")
 	}
 }
+
+func TestSource(t *testing.T) {
+	for a, want := range map[string]string{
+		"192.0.2.7": "192.0.2.7", "2001:db8:1:2:3::4": "2001:db8:1:2::", "2001:db8:1:2::": "2001:db8:1:2::", "::1": "::",
+	} {
+		if got := Source(netip.MustParseAddr(a)); got != netip.MustParseAddr(want) {
+			t.Errorf("%s: counted for %s, expected %s", a, got, want)
+		}
+	}
+	if got := Source(netip.Addr{}); got.IsValid() {
+		t.Errorf("no address: counted for %s", got)
+	}
+}
