@@ -17,6 +17,7 @@ var schemas = map[string]any{
 	"explain": binder.Explanation{},
 	"diff":    binder.Diff{},
 	"doctor":  doctor.Report{},
+	"trace":   binder.TraceLine{},
 }
 
 // TestSchemasAreWhole: each field that a command prints is in its schema, and

@@ -37,6 +37,7 @@ type binder struct {
 	deaths        int // of dispatchers, one soon after the other
 	restarts      uint64
 	reloads       Reloads
+	tracers       map[*watching]bool // commands that watch
 	draining      bool
 	drainingSince time.Time
 	abandoning    bool
@@ -85,6 +86,7 @@ func Run(newLog func(format, level string) *slog.Logger) error {
 func newBinder(state []byte, fds []int, newLog func(format, level string) *slog.Logger) (*binder, error) {
 	b := &binder{
 		started: time.Now(), fromChild: make(chan childEvent, 64), calls: make(chan func(), 64),
+		tracers: map[*watching]bool{},
 	}
 	if err := json.Unmarshal(state, &b.h); err != nil {
 		return nil, fmt.Errorf("read inherited state: %w", err)

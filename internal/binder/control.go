@@ -30,11 +30,13 @@ const (
 
 // request is what a command asks of the binder.
 type request struct {
-	// Op is "status"; "explain", with a question; "reload", which "tables", "diags" and
+	// Op is "status"; "explain", with a question; "trace", with a filter;
+	// "reload", which "tables", "diags" and
 	// "sockets" may follow and "apply" ends;
 	// "takeover", which "yield" follows, and "farewell" after its answers.
-	Op       string    `json:"op"`
-	Question *Question `json:"question,omitempty"`
+	Op       string       `json:"op"`
+	Question *Question    `json:"question,omitempty"`
+	Trace    *TraceFilter `json:"trace,omitempty"`
 	// Indexes says which listeners of the new configuration the descriptors
 	// of a "sockets" packet are.
 	Indexes []int `json:"indexes,omitempty"`
@@ -164,6 +166,12 @@ func (c *client) serveRequest() bool {
 	case "status":
 		m.Close()
 		return c.show(func() (any, error) { return c.b.status(), nil })
+	case "trace":
+		m.Close()
+		if q.Trace == nil {
+			q.Trace = &TraceFilter{}
+		}
+		return c.trace(*q.Trace)
 	case "explain":
 		m.Close()
 		if q.Question == nil {
@@ -194,7 +202,7 @@ func (c *client) serveRequest() bool {
 }
 
 // asks are the requests that change nothing: whoever may connect may make them.
-var asks = map[string]bool{"status": true, "explain": true}
+var asks = map[string]bool{"status": true, "explain": true, "trace": true}
 
 // mayChange: uid 0, or the one user of an instance that was not started by
 // root. The binder's own uid is not enough: the dispatcher has it too.

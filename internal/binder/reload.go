@@ -222,6 +222,7 @@ func (b *binder) commitReload() {
 	r := b.reload
 	old := b.active
 	r.next.inherit(old)
+	b.moveTraces(r.next)
 	b.active = r.next
 	old.close()
 	for _, l := range r.closing {

@@ -68,6 +68,7 @@ func (b *binder) makeTable(cfg *config.Config, listeners []*listener, maps []*ma
 		t.close()
 		return nil, err
 	}
+	t.counters.Trace(len(b.tracers) > 0)
 	return t, nil
 }
 

@@ -41,6 +41,14 @@ const (
 	Failed
 )
 
+// String is the outcome as trace and its JSON spell it.
+func (o Outcome) String() string {
+	if names := [...]string{"", "delivered", "held", "rejected", "failed"}; int(o) < len(names) {
+		return names[o]
+	}
+	return "unknown"
+}
+
 // Decision is one decision of a dispatcher. Who reads it believes nothing: a
 // dispatcher in hostile hands can write anything here.
 type Decision struct {
