@@ -17,6 +17,7 @@ type Diff struct {
 	Listeners ListenersDiff `json:"listeners"`
 	Rules     []Change      `json:"rules"`
 	Targets   []Change      `json:"targets"`
+	Other     bool          `json:"other"` // nothing of that, but the text is another: comments, or keys that are not shown
 }
 
 // ListenersDiff tells listeners that stay, untouched, from those that come and
@@ -39,7 +40,7 @@ type Change struct {
 // Empty says whether the reload would change nothing.
 func (d *Diff) Empty() bool {
 	l := d.Listeners
-	return len(d.Restart)+len(l.Added)+len(l.Dropped)+len(l.Renamed)+len(d.Rules)+len(d.Targets) == 0
+	return len(d.Restart)+len(l.Added)+len(l.Dropped)+len(l.Renamed)+len(d.Rules)+len(d.Targets) == 0 && !d.Other
 }
 
 // Compare returns what Reload of the same arguments would change. It changes
@@ -80,13 +81,18 @@ func (s *Status) compare(cfg *config.Config) (*Diff, error) {
 	}
 	d := &Diff{Version: 1, Config: cfg.Path, Restart: s.needsRestart(cfg), Listeners: s.compareListeners(cfg)}
 	d.Rules = changes(s.Rules[1:], ruleTexts(cfg, table), func(r RuleStatus) Change {
-		return Change{Number: r.Number, Place: r.Place, Text: r.Matches + " → " + r.Target}
+		text := r.Matches + " → " + r.Target
+		if r.Limits != "" {
+			text += ", " + r.Limits
+		}
+		return Change{Number: r.Number, Place: r.Place, Text: text}
 	})
 	var next []TargetStatus
 	for i, t := range table.Targets {
 		next = append(next, TargetStatus{Name: t.Name, Path: targetPath(destinations[i]), Limits: limitsOf(t)})
 	}
 	d.Targets = changes(s.Targets, next, func(t TargetStatus) Change { return Change{Text: t.describe()} })
+	d.Other = d.Empty() && s.ConfigSum != cfg.Sum
 	return d, nil
 }
 
@@ -247,6 +253,9 @@ func (d *Diff) Print(out io.Writer) error {
 	}
 	for _, c := range d.Targets {
 		w.printf("%s target %s\n", c.Sign, c.Text)
+	}
+	if d.Other {
+		w.printf("  the text is another, in comments or in keys that are not shown here\n")
 	}
 	if d.Empty() {
 		w.printf("nothing changes\n")

@@ -29,6 +29,7 @@ type Status struct {
 	User       string           `json:"user,omitempty"` // as configured
 	Since      time.Time        `json:"since"`
 	Config     string           `json:"config"`
+	ConfigSum  string           `json:"config_sum,omitempty"` // SHA-256 of the file in force
 	Dir        string           `json:"dir"`
 	Guard      string           `json:"guard"`           // as configured
 	Flags      []string         `json:"flags,omitempty"` // keys that flags have set, against the file
@@ -82,6 +83,7 @@ type RuleStatus struct {
 	Place   string `json:"place,omitempty"` // socketbox.toml:14
 	Matches string `json:"matches"`
 	Target  string `json:"target"`
+	Limits  string `json:"limits,omitempty"` // for people
 	dispatch.Counts
 	Sessions *SessionCount `json:"sessions,omitempty"` // where it limits them
 }
@@ -169,7 +171,7 @@ func (b *binder) status() *Status {
 	t := b.active
 	s := &Status{
 		Version: StatusVersion, PID: os.Getpid(), UID: os.Geteuid(), User: t.cfg.User, Since: b.started,
-		Config: b.h.Options.Config, Dir: t.cfg.Dir, Guard: t.cfg.Guard, Flags: b.h.Options.overridden(),
+		Config: b.h.Options.Config, ConfigSum: t.cfg.Sum, Dir: t.cfg.Dir, Guard: t.cfg.Guard, Flags: b.h.Options.overridden(),
 		Dispatcher: b.dispatcher(), Restarts: b.restarts, Reloads: b.reloads, HoldTotal: t.plan.HoldTotal,
 		Paths: b.resolver.paths(), GuardState: b.guardStatus(),
 	}
@@ -209,7 +211,7 @@ func ruleTexts(cfg *config.Config, table *rule.Table) []RuleStatus {
 	for i := range table.Rules {
 		r := &table.Rules[i]
 		all = append(all, RuleStatus{
-			Number: i + 1, Line: r.Line, Place: placeOf(cfg, r.Line), Matches: matches(r, cfg), Target: ruleTarget(table, r),
+			Number: i + 1, Line: r.Line, Place: placeOf(cfg, r.Line), Matches: matches(r, cfg), Target: ruleTarget(table, r), Limits: r.LimitText(),
 		})
 	}
 	return all

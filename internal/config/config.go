@@ -13,6 +13,7 @@ import (
 // Config is a whole configuration.
 type Config struct {
 	Path      string // of the file, "" if flags stand for it
+	Sum       string // SHA-256 of the file, hexadecimal
 	User      string // whom binder and dispatcher run as
 	Dir       string // main socket directory, without the slash; "" if unknown
 	Guard     string // GuardAuto, GuardRequired or GuardOff

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math"
@@ -32,7 +33,7 @@ func Parse(path string, text []byte, defaults Defaults) (*Config, error) {
 		return nil, err
 	}
 	p := &parser{
-		config:  &Config{Path: path, User: defaults.User, Dir: defaults.Dir},
+		config:  &Config{Path: path, Sum: fmt.Sprintf("%x", sha256.Sum256(text)), User: defaults.User, Dir: defaults.Dir},
 		targets: map[string]int{}, tables: map[string]int{},
 	}
 	top := doc.top()

@@ -45,6 +45,11 @@ func TestReloadDiff(t *testing.T) {
 		t.Errorf("%+v", s.Reloads)
 	}
 	expect(t, socketbox(t, here(), 0, "reload", "--diff", "--dir", b.dir, configOf(b)), 0, "nothing changes")
+	limited := strings.Replace(next, "[[listener]]", "# a remark\n[[listener]]", 1)
+	putConfig(t, b.dir, limited+"[[rule]]\nport = 9\ntarget = \"t\"\n"+rules+"[target.t]\nsockets = \"DIR/t/\"\nhold = { time = \"1s\" }\n")
+	expect(t, socketbox(t, here(), 0, "reload", "--diff", "--dir", b.dir, configOf(b)), 0, "in comments or in keys that are not shown here")
+	putConfig(t, b.dir, next+"[[rule]]\nport = 9\nmax_sessions = 7\ntarget = \"t\"\n"+rules+"[target.t]\nsockets = \"DIR/t/\"\nhold = { time = \"1s\" }\n")
+	expect(t, socketbox(t, here(), 0, "reload", "--diff", "--dir", b.dir, configOf(b)), 0, "+ rule 1", "port 9 → t, at most 7 sessions, else wait")
 	putConfig(t, b.dir, "guard = \"off\"\n"+listeners(keeps))
 	expect(t, socketbox(t, here(), 0, "reload", "--diff", "--yes", "--dir", b.dir, configOf(b)), 1, `! needs a restart: guard changes from "auto" to "off"`, "needs a restart")
 	if s := b.status(); s.Reloads.Failed != 1 || !strings.Contains(s.Reloads.Error, "guard") {

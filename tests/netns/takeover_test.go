@@ -201,7 +201,7 @@ func TestRestartWithStore(t *testing.T) {
 	}
 	stops(b)
 	putConfig(t, dir, listeners(goes))
-	b = runs() // what it keeps is not wanted any more
+	runs() // what it keeps is not wanted any more
 	if len(m.store) != 1 || m.store["listener-127.0.0.1_"+fmt.Sprint(goes)] == nil {
 		t.Errorf("the service manager keeps %v", m.store)
 	}
