@@ -103,8 +103,8 @@ func TestTraceSlowReader(t *testing.T) {
 	p.signal(unix.SIGCONT)
 	var lines []binder.TraceLine
 	var lost uint64
+	rounds(1, 1, to(at(port))).allServed(t, 1)
 	eventually(t, 10*time.Second, func() error {
-		rounds(1, 1, to(at(port))).allServed(t, 1)
 		lines, lost = traced(t, p)
 		now := b.status().Total
 		want := now.Delivered - before.Delivered + now.Held - before.Held
