@@ -211,9 +211,6 @@ func (f *flow) ended(errno unix.Errno) (progress, unix.Errno) {
 	return more, 0
 }
 
-// idle tells that the flow has nothing between its ends.
-func (f *flow) idle() bool { return f.piped == 0 && len(f.rest) == 0 }
-
 // drop gives back what the flow holds.
 func (w *worker) drop(f *flow) {
 	if f.pipe != nil {
