@@ -80,7 +80,7 @@ func TestConfigurationKeys(t *testing.T) {
 
 // commands are the command lines with a help of their own, and their pages.
 var commands = map[string][]string{
-	"socketbox.1":         {"socketbox bind", "socketbox check", "socketbox dir create", "socketbox doctor", "socketbox explain", "socketbox reload", "socketbox status", "socketbox trace"},
+	"socketbox.1":         {"socketbox bind", "socketbox check", "socketbox dir create", "socketbox doctor", "socketbox explain", "socketbox reload", "socketbox sessions", "socketbox status", "socketbox trace"},
 	"socketbox-metrics.1": {"socketbox-metrics"},
 	"socketbox-inetd.1":   {"socketbox-inetd"},
 	"socketbox-launch.1":  {"socketbox-launch"},

@@ -13,11 +13,12 @@ import (
 
 // schemas are the commands' JSON, by the name of its schema in docs/schema.
 var schemas = map[string]any{
-	"status":  binder.Status{},
-	"explain": binder.Explanation{},
-	"diff":    binder.Diff{},
-	"doctor":  doctor.Report{},
-	"trace":   binder.TraceLine{},
+	"status":   binder.Status{},
+	"sessions": binder.Sessions{},
+	"explain":  binder.Explanation{},
+	"diff":     binder.Diff{},
+	"doctor":   doctor.Report{},
+	"trace":    binder.TraceLine{},
 }
 
 // TestSchemasAreWhole: each field that a command prints is in its schema, and

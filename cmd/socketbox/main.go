@@ -70,7 +70,7 @@ The daemon sees the real client; there is no veth, no NAT and no proxy hop.`,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return newUsageError(c, err) })
-	root.AddCommand(newBindCommand(), newCheckCommand(), newStatusCommand(), newReloadCommand(), newExplainCommand(), newDirCommand(), newDoctorCommand(), newMetricsCommand(), newTraceCommand())
+	root.AddCommand(newBindCommand(), newCheckCommand(), newStatusCommand(), newSessionsCommand(), newReloadCommand(), newExplainCommand(), newDirCommand(), newDoctorCommand(), newMetricsCommand(), newTraceCommand())
 	return root
 }
 

@@ -30,8 +30,8 @@ const (
 
 // request is what a command asks of the binder.
 type request struct {
-	// Op is "status"; "explain", with a question; "trace", with a filter;
-	// "reload", which "tables", "diags" and
+	// Op is "status"; "sessions"; "diag", with a namespace; "explain", with a
+	// question; "trace", with a filter; "reload", which "tables", "diags" and
 	// "sockets" may follow and "apply" ends;
 	// "takeover", which "yield" follows, and "farewell" after its answers.
 	Op       string       `json:"op"`
@@ -41,7 +41,7 @@ type request struct {
 	// of a "sockets" packet are.
 	Indexes []int `json:"indexes,omitempty"`
 	// Namespaces are the inodes of their network namespaces, which the binder
-	// may not look up.
+	// may not look up; of "diag" it is a cookie.
 	Namespaces []uint64 `json:"namespaces,omitempty"`
 }
 
@@ -184,6 +184,12 @@ func (c *client) serveRequest() bool {
 		return c.takeTables(m)
 	case "sockets":
 		return c.takeSockets(q, m)
+	case "sessions":
+		m.Close()
+		return c.sessions()
+	case "diag":
+		m.Close()
+		return c.lendDiag(at(q.Namespaces, 0))
 	case "diags":
 		return c.takeDiags(m)
 	case "apply":
@@ -202,7 +208,7 @@ func (c *client) serveRequest() bool {
 }
 
 // asks are the requests that change nothing: whoever may connect may make them.
-var asks = map[string]bool{"status": true, "explain": true, "trace": true}
+var asks = map[string]bool{"status": true, "sessions": true, "explain": true, "trace": true}
 
 // mayChange: uid 0, or the one user of an instance that was not started by
 // root. The binder's own uid is not enough: the dispatcher has it too.

@@ -392,3 +392,7 @@ func (w *worker) waitingCookies() map[uint64]bool {
 	}
 	return all
 }
+
+// SoleRule returns the rule that takes every connection of a listener, -1 if none
+// can take any; ok is false if that depends on the connection.
+func SoleRule(t *rule.Table, listener int) (index int, ok bool) { return soleRule(t, listener) }

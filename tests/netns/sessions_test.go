@@ -1,17 +1,23 @@
 package netns
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"socketbox/internal/binder"
 	"socketbox/internal/handoff"
 	"socketbox/internal/rule"
 )
@@ -468,4 +474,214 @@ func TestSessionsWaitBounded(t *testing.T) {
 			}
 		}
 	}
+}
+
+// list runs `socketbox sessions --json` with more arguments.
+func (b *box) list(args ...string) *binder.Sessions {
+	b.t.Helper()
+	cmd := socketbox(b.t, here(), 0, append([]string{"sessions", "--json", "--dir", b.dir}, args...)...)
+	out, err := cmd.Output()
+	if err != nil {
+		b.t.Fatalf("%s: %v", cmd, err)
+	}
+	mustFit(b.t, "sessions", string(out))
+	s := &binder.Sessions{}
+	if err := json.Unmarshal(out, s); err != nil {
+		b.t.Fatal(err)
+	}
+	return s
+}
+
+// ss returns what ss(8) says of established connections to port that some process
+// has: a line "CLIENT INODE" each.
+func ss(t *testing.T, ns namespace, port int) []string {
+	t.Helper()
+	out, err := ns.command("ss", "-Htne", "state", "established", "sport", "=", fmt.Sprintf(":%d", port)).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
+		f := strings.Fields(line)
+		if len(f) < 4 {
+			continue
+		}
+		_, inode, _ := strings.Cut(line, "ino:")
+		inode, _, _ = strings.Cut(inode, " ")
+		found = append(found, strings.ReplaceAll(strings.ReplaceAll(f[3], "[::ffff:", ""), "]", "")+" "+inode)
+	}
+	slices.Sort(found)
+	return found
+}
+
+// same compares a list of sessions with what ss says.
+func same(t *testing.T, s *binder.Sessions, want []string) {
+	t.Helper()
+	var got []string
+	for _, st := range s.Sessions {
+		got = append(got, fmt.Sprintf("%s %d", st.Client, st.Inode))
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("sessions: %d\n%s\nss: %d\n%s", len(got), strings.Join(got, "\n"), len(want), strings.Join(want, "\n"))
+	}
+}
+
+// `socketbox sessions` lists what ss finds in the listener's namespace, with what
+// only the dispatcher knew where the rule limits sessions; --kill ends exactly what
+// was chosen.
+func TestSessionsListed(t *testing.T) {
+	const each = 20
+	far, near := freePort(t), freePort(t)
+	ns := ipNetns(t)
+	b := bindConfig(t, fmt.Sprintf(`
+[[listener]]
+name = "far"
+netns = %q
+address = "[::]:%d"
+[[listener]]
+name = "near"
+address = "127.0.0.1:%d"
+[[rule]]
+listener = "far"
+target = "DIR/a.sock"
+max_sessions = 1000
+[[rule]]
+target = "DIR/a.sock"
+`, ns.name, far, near))
+	k := keep1(t, filepath.Join(b.dir, "a.sock"))
+	clients := newCrowdOf(t)
+	var from []string
+	for i := range each {
+		from = append(from, fmt.Sprintf("127.0.%d.9", i%2+5))
+	}
+	err := elsewhere(func() error { return enterNamed(ns.name) }, func() error {
+		clients.dial(at(far), from...)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients.dial(at(near), from...)
+	k.has(2 * each)
+	if _, err := clients.conns[0].Write([]byte("12345")); err != nil {
+		t.Fatal(err)
+	}
+
+	same(t, b.list("--listener", "far"), ss(t, ns, far))
+	same(t, b.list("--listener", "near"), ss(t, here(), near))
+	all := b.list()
+	if len(all.Sessions) != 2*each || len(all.Unseen) != 0 {
+		t.Errorf("%d sessions, expected %d; unseen %v", len(all.Sessions), 2*each, all.Unseen)
+	}
+	bytes := uint64(0)
+	for _, st := range all.Sessions {
+		rule := map[string]int{"far": 1, "near": 2}[st.Listener]
+		if st.Rule == nil || *st.Rule != rule || st.Target != filepath.Join(b.dir, "a.sock") || st.RTT <= 0 || st.State != "established" {
+			t.Errorf("%+v", st)
+		}
+		if (st.Since != nil) != (st.Listener == "far") || st.Listener == "far" && (st.Age <= 0 || st.Age > 60 || filepath.Base(st.Path) != "a.sock") {
+			t.Errorf("what is remembered: %+v", st)
+		}
+		bytes += st.Received
+	}
+	if bytes != 5 {
+		t.Errorf("%d bytes received, expected 5", bytes)
+	}
+
+	kill := func(want int, args ...string) {
+		t.Helper()
+		if got := b.list(append([]string{"--kill"}, args...)...); len(got.Sessions) != want {
+			t.Errorf("%v: ended %d, expected %d", args, len(got.Sessions), want)
+		}
+	}
+	one := b.list("--listener", "near", "--from", "127.0.5.9").Sessions[3].Client
+	kill(1, "--from", one)
+	kill(each/2, "--listener", "far", "--from", "127.0.5.0/24")
+	kill(0, "--listener", "far", "--rule", "2")
+	kill(0, "--target", "nothing")
+	left := b.list()
+	if len(left.Sessions) != 2*each-1-each/2 {
+		t.Errorf("%d are left", len(left.Sessions))
+	}
+	for _, st := range left.Sessions {
+		if st.Client == one && st.Listener == "near" || st.Listener == "far" && strings.HasPrefix(st.Client, "127.0.5.") {
+			t.Errorf("still there: %+v", st)
+		}
+	}
+	same(t, b.list("--listener", "far"), ss(t, ns, far))
+	same(t, b.list("--listener", "near"), ss(t, here(), near))
+	for i, c := range clients.conns {
+		own, far := c.LocalAddr().String(), i < each
+		ended := own == one && !far || far && strings.HasPrefix(own, "127.0.5.")
+		c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+		_, err := c.Read(make([]byte, 1))
+		if ended != errors.Is(err, syscall.ECONNRESET) || !ended && !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("client %s (far: %v): %v; ended: %v", own, far, err, ended)
+		}
+	}
+	expect(t, socketbox(t, here(), 0, "sessions", "--dir", b.dir, "--kill"), 2, "--all")
+	expect(t, socketbox(t, here(), 0, "sessions", "--dir", b.dir, "--from", "nonsense"), 2, "expected a prefix")
+}
+
+// Without the right --kill says which one, and ends nothing.
+func TestSessionsKillLacksRight(t *testing.T) {
+	needRoot(t)
+	port := freePort(t)
+	b := bindConfig(t, limitedTo(port, ""))
+	k := keep1(t, filepath.Join(b.dir, "a.sock"))
+	clients := newCrowdOf(t)
+	clients.dial(at(port), "127.0.4.1")
+	k.has(1)
+	expect(t, socketbox(t, namespace{exec: []string{"setpriv", "--bounding-set", "-net_admin", "--inh-caps=-net_admin", "--"}}, 0,
+		"sessions", "--dir", b.dir, "--kill", "--all"), 1, "operation not permitted", "hint: it takes CAP_NET_ADMIN")
+	if left := b.list(); len(left.Sessions) != 1 {
+		t.Errorf("%d sessions are left", len(left.Sessions))
+	}
+}
+
+// The captures of the operations page.
+func TestSessionsCaptures(t *testing.T) {
+	s := newStage(t)
+	s.must("for a in 203.0.113.9 198.51.100.77 192.0.2.10; do ip address add $a/32 dev lo; done; ip address add 2001:db8:7::5/128 dev lo nodad")
+	s.bind(`[[listener]]
+name = "db"
+address = ":5432"
+
+[[listener]]
+name = "web"
+address = ":80"
+
+[[rule]]
+listener = "db"
+target = "pg"
+max_sessions = 90
+max_sessions_per_source = 10
+
+[[rule]]
+remote = "198.51.100.0/24"
+target = "reject"
+
+[target.pg]
+sockets = "/run/socketbox/"
+`)
+	for _, port := range []string{"5432", "80"} {
+		start(t, s.command("socketbox-inetd", "--port", port, "--", "cat")).waitLog("receiving")
+	}
+	clients := start(t, s.command("python3", "-c", `
+import socket, time
+def client(own, to): c = socket.create_connection(to, 5, own); c.sendall(b"hello\n"); return c
+keep = [client(("203.0.113.9", 40122), ("192.0.2.10", 5432)), client(("2001:db8:7::5", 51100), ("2001:db8:7::5", 5432)),
+        client(("203.0.113.9", 61000), ("192.0.2.10", 80))]
+print("connected", flush=True)
+time.sleep(100)`))
+	clients.waitLog("connected")
+	eventually(t, 10*time.Second, func() error {
+		list := s.sh("socketbox sessions --json")
+		if n := strings.Count(list, `"sent": 6`); n != 3 {
+			return fmt.Errorf("%d of 3 clients are served:\n%s", n, list)
+		}
+		return nil
+	})
+	s.capture("operations.md", "sessions", "socketbox sessions", "socketbox sessions --listener db --from 203.0.113.0/24 --kill")
 }
