@@ -167,7 +167,8 @@ func (w *worker) finishInstall() {
 // file of sessions.
 func (w *worker) missing(plan *Plan) error {
 	for _, l := range plan.Listeners {
-		if w.stash[l.ID] == 0 && w.listeners[l.ID] == nil {
+		old := w.listeners[l.ID]
+		if !l.Kept && w.stash[l.ID] == 0 && (old == nil || old.fd < 0) {
 			return fmt.Errorf("no descriptor came for listener %s", l.Name)
 		}
 	}

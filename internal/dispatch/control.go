@@ -40,10 +40,7 @@ func (w *worker) handleControl(events uint32) error {
 func (w *worker) obey(m privsep.Message) error {
 	switch m.Kind {
 	case privsep.Listener:
-		if old, ok := w.stash[m.ID]; ok {
-			unix.Close(old)
-		}
-		w.stash[m.ID] = m.FDs[0]
+		w.listenerMessage(m)
 	case privsep.Map:
 		if old, ok := w.mapStash[m.ID]; ok {
 			unix.Close(old)
@@ -84,6 +81,19 @@ func (w *worker) resolved(m privsep.Message) {
 	default:
 		w.sinkMessage(m)
 	}
+}
+
+// listenerMessage takes a listener's descriptor: for the next table, or for the
+// one in force, whose listener the binder has kept until now.
+func (w *worker) listenerMessage(m privsep.Message) {
+	if l := w.listeners[m.ID]; l != nil && m.Table == w.table && !w.draining && !w.yielding {
+		w.open(l, m.FDs[0])
+		return
+	}
+	if old, ok := w.stash[m.ID]; ok {
+		unix.Close(old)
+	}
+	w.stash[m.ID] = m.FDs[0]
 }
 
 // tell sends m to the binder, now or as soon as there is room. Descriptors

@@ -65,28 +65,36 @@ func (w *worker) takeAll() []connection {
 // admit makes listener p of the plan the one at index i.
 func (w *worker) admit(i int, p ListenerPlan) {
 	old := w.listeners[p.ID]
-	fd := w.stash[p.ID]
-	delete(w.stash, p.ID)
-	if old != nil {
-		if fd != 0 {
-			unix.Close(fd)
-		}
-		fd = old.fd
-	}
-	l := newListener(p, fd, i)
-	l.asks = w.asksLocal(l)
+	l := newListener(p, -1, i)
+	l.asks, l.paused = w.asksLocal(l), 1 // until it is open
 	w.listeners[p.ID] = l
 	if old != nil {
-		l.paused = old.paused
+		l.fd, l.paused = old.fd, old.paused
 		for j, e := range w.exhausted {
 			if e == old {
 				w.exhausted[j] = l
 			}
 		}
-	} else if err := w.watch(unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN, aboutListener, p.ID); err != nil {
-		w.log.Error("can't watch listener", "listener", p.Name, "reason", err)
+	}
+	if fd, came := w.stash[p.ID]; came {
+		delete(w.stash, p.ID)
+		w.open(l, fd)
+	}
+	if p.Kept {
+		w.close(l)
 	}
 	w.connectDirect(l)
+}
+
+// open gives a listener that was kept so far its descriptor; one that has it
+// already needs no other copy.
+func (w *worker) open(l *listener, fd int) {
+	if l.fd >= 0 {
+		unix.Close(fd)
+		return
+	}
+	l.fd = fd
+	w.resume(l)
 }
 
 // asksLocal says whether the address that a client dialled matters and is not
@@ -192,7 +200,7 @@ func (w *worker) replace(c connection) {
 func (w *worker) retire(l *listener) {
 	w.begin()
 	for range maxBacklog {
-		if !w.serveOne(l) {
+		if l.fd < 0 || !w.serveOne(l) {
 			break
 		}
 	}

@@ -15,7 +15,7 @@ import (
 // listener is a listening socket with what the plan says about it.
 type listener struct {
 	ListenerPlan
-	fd     int
+	fd     int // -1: kept by the binder
 	index  int // in the plan; what rules and counters go by
 	packet *fdpass.Packet
 	mapped *fdpass.Packet // for an IPv4 connection that stayed AF_INET6

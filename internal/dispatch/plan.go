@@ -31,6 +31,7 @@ type ListenerPlan struct {
 	Family  privsep.Family // NoFamily: both, the accepted socket tells
 	Port    uint16         // 0: not fixed (transparent), or no TCP
 	Address netip.Addr     // where it is bound; unspecified or invalid: ask each connection
+	Kept    bool           // the binder keeps its descriptor, for now or for good
 }
 
 // MaxPlan bounds a plan's encoded size: 100,000 rules of several hundred
@@ -47,7 +48,7 @@ func (p *Plan) Encode() ([]byte, error) {
 	b = binary.AppendUvarint(b, uint64(len(p.Listeners)))
 	for _, l := range p.Listeners {
 		b = binary.AppendUvarint(b, uint64(l.ID))
-		b = append(b, byte(l.Family))
+		b = append(b, byte(l.Family), boolByte(l.Kept))
 		b = binary.LittleEndian.AppendUint16(b, l.Port)
 		b = appendString(appendString(b, l.Name), string(l.Address.AsSlice()))
 	}
@@ -72,7 +73,7 @@ func DecodePlan(b []byte) (*Plan, error) {
 		return nil, fmt.Errorf("plan with %d listeners, at most %d", n, rule.MaxListeners)
 	}
 	for range n {
-		l := ListenerPlan{ID: uint32(d.uint()), Family: privsep.Family(d.byte()), Port: d.uint16(), Name: d.string()}
+		l := ListenerPlan{ID: uint32(d.uint()), Family: privsep.Family(d.byte()), Kept: d.byte() != 0, Port: d.uint16(), Name: d.string()}
 		l.Address, _ = netip.AddrFromSlice([]byte(d.string()))
 		if l.Family > privsep.Unix || len(l.Name) > handoff.MaxName {
 			d.bad = true

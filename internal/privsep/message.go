@@ -18,7 +18,7 @@ type Kind uint8
 // tables, routes and sinks are never used twice in the life of a dispatcher.
 const (
 	Ready     Kind = iota + 1 // d→b: confined, waiting for the first table
-	Listener                  // b→d: descriptor of listener ID, for the next table
+	Listener                  // b→d: descriptor of listener ID, for table Table: the next one, or the one in force
 	Map                       // b→d: descriptor of map ID, for the next table
 	Table                     // b→d: install table ID; descriptors: plan, counters
 	Installed                 // d→b: table ID is in force (Value 0) or was refused (Value 1)
