@@ -37,13 +37,15 @@ var guards = []string{GuardAuto, GuardRequired, GuardOff}
 const (
 	HandoffAuto       = "auto"
 	HandoffConnection = "connection"
+	HandoffListener   = "listener"
 )
 
 // Listener is a listener and what becomes of its connections.
 type Listener struct {
 	listen.Description
-	Handoff string // HandoffAuto or HandoffConnection
+	Handoff string // HandoffAuto, HandoffConnection or HandoffListener
 	Line    int    // in the file, 0 if there is none
+	Lend    Lend
 }
 
 // Target is where connections go. The main socket directory's own Sockets are

@@ -169,10 +169,7 @@ func readListener(s *section) (Listener, bool) {
 		l.Name = name
 	}
 	l.NetNS, _, _ = s.text("netns")
-	l.Handoff = s.choice("handoff", HandoffAuto, []string{HandoffAuto, HandoffConnection}, "listener")
-	if v, given := s.get("lend"); given {
-		v.fail("lending is not supported by this version")
-	}
+	readLend(s, &l)
 	options, given := s.section("options", "options")
 	if given {
 		readOptions(options, &l.Description)

@@ -15,7 +15,7 @@ func (p *parser) readRules(top *section, listeners map[string]int) {
 	for _, s := range top.sections("rule", rule.MaxRules) {
 		r := rule.Rule{
 			Line:      s.line(),
-			Listeners: readListenerNames(s, listeners),
+			Listeners: p.readListenerNames(s, listeners),
 			Local:     readPrefixes(s, "local"),
 			Remote:    readPrefixes(s, "remote"),
 			Ports:     readPorts(s),
@@ -27,7 +27,7 @@ func (p *parser) readRules(top *section, listeners map[string]int) {
 	}
 }
 
-func readListenerNames(s *section, listeners map[string]int) []int {
+func (p *parser) readListenerNames(s *section, listeners map[string]int) []int {
 	var out []int
 	for _, v := range s.list("listener") {
 		name, ok := v.any.(string)
@@ -40,6 +40,7 @@ func readListenerNames(s *section, listeners map[string]int) []int {
 			v.fail("no listener is named %q%s", name, oneOf(listeners))
 			continue
 		}
+		p.checkRulesOfLent(v, i)
 		if !slices.Contains(out, i) {
 			out = append(out, i)
 		}

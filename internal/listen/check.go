@@ -34,17 +34,17 @@ func (d Description) Check() []*KeyError {
 	}
 	wrong(d.Backlog < 0 || d.Backlog > math.MaxInt32, "backlog", "%d: expected 1 to %d, or 0 for %d", d.Backlog, math.MaxInt32, DefaultBacklog)
 	switch d.Network {
-	case TCP:
-		d.checkTCP(wrong)
+	case TCP, UDP:
+		d.checkIP(wrong)
 	case Unix:
 		d.checkUnix(wrong)
 	default:
-		wrong(true, "address", "network %q: expected %q or %q", d.Network, TCP, Unix)
+		wrong(true, "address", "network %q: expected %q, %q or %q", d.Network, TCP, UDP, Unix)
 	}
 	return errs
 }
 
-func (d Description) checkTCP(wrong func(bool, string, string, ...any)) {
+func (d Description) checkIP(wrong func(bool, string, string, ...any)) {
 	linkLocal := d.Address.Is6() && d.Address.IsLinkLocalUnicast()
 	wrong(!d.Address.IsValid() || d.Path != "", "address", "expected an IP address and no path")
 	wrong(d.Both && d.Address != netip.IPv6Unspecified(), "address", "%s can't take both families", d)
@@ -56,6 +56,8 @@ func (d Description) checkTCP(wrong func(bool, string, string, ...any)) {
 		wrong(!isDevice(d.Zone), "address", "%q is no interface name: expected 1 to %d bytes without space or slash", d.Zone, maxDevice)
 	}
 	wrong(d.Device != "" && !isDevice(d.Device), "device", "%q is no interface name: expected 1 to %d bytes without space or slash", d.Device, maxDevice)
+	wrong(d.Network == UDP && d.Backlog != 0, "backlog", "%s: a UDP socket has none", d)
+	wrong(d.Network == UDP && d.DeferAccept != 0, "defer_accept", "%s is a UDP socket: this is for TCP", d)
 	wrong(d.DeferAccept < 0 || d.DeferAccept > maxDeferAccept, "defer_accept", "%s: expected 0s to %s", d.DeferAccept, maxDeferAccept)
 }
 

@@ -13,6 +13,7 @@ import (
 // Networks of a listener.
 const (
 	TCP  = "tcp"
+	UDP  = "udp"  // a bound socket, to be lent
 	Unix = "unix" // a stream socket with a path
 )
 
@@ -36,11 +37,11 @@ const (
 // two descriptions are the same listener if they compare equal with ==.
 type Description struct {
 	Name    string     // what rules, hand-offs and messages call it
-	Network string     // TCP or Unix
-	Address netip.Addr // TCP: without its zone; invalid for Unix
-	Both    bool       // TCP: Address is :: and IPv4 clients are taken too
-	Port    uint16     // TCP: 0 lets the kernel choose
-	Zone    string     // TCP: interface of a link-local address, or its index
+	Network string     // TCP, UDP or Unix
+	Address netip.Addr // without its zone; invalid for Unix
+	Both    bool       // Address is :: and IPv4 clients are taken too
+	Port    uint16     // 0 lets the kernel choose
+	Zone    string     // interface of a link-local address, or its index
 	Path    string     // Unix: absolute
 
 	NetNS       string        // network namespace: a name, a path, or "" for this one
@@ -56,7 +57,7 @@ type Description struct {
 
 // ParseAddress reads a listener's address: ":80" (both families), "[::]:443"
 // (both too, unless V6Only is set later), "192.0.2.1:80", "[fe80::1%eth0]:80",
-// the same behind "tcp:", or "unix:/path". Host names are refused: a listener
+// the same behind "tcp:" or "udp:", or "unix:/path". Host names are refused: a listener
 // must not depend on a resolver. The name of the result is NameOf(s).
 func ParseAddress(s string) (Description, error) {
 	d, err := parseAddress(s)
@@ -71,13 +72,15 @@ func parseAddress(s string) (Description, error) {
 	if rest, ok := strings.CutPrefix(s, "unix:"); ok {
 		return parsePath(rest)
 	}
-	if strings.HasPrefix(s, "udp:") {
-		return Description{}, fmt.Errorf("address %q: udp is not supported by this version", s)
+	if rest, ok := strings.CutPrefix(s, "udp:"); ok {
+		d, err := parseIP(rest)
+		d.Network = UDP
+		return d, err
 	}
 	if strings.HasPrefix(s, "/") {
 		return Description{}, fmt.Errorf("address %q: expected an IP address and a port; a Unix socket is written \"unix:%s\"", s, s)
 	}
-	return parseTCP(strings.TrimPrefix(s, "tcp:"))
+	return parseIP(strings.TrimPrefix(s, "tcp:"))
 }
 
 func parsePath(p string) (Description, error) {
@@ -103,7 +106,7 @@ func checkPath(p string) error {
 	return nil
 }
 
-func parseTCP(s string) (Description, error) {
+func parseIP(s string) (Description, error) {
 	if port, ok := strings.CutPrefix(s, ":"); ok {
 		n, err := strconv.ParseUint(port, 10, 16)
 		if err != nil {
@@ -164,9 +167,16 @@ func (d Description) String() string {
 	case d.Network == Unix:
 		return "unix:" + d.Path
 	case !d.Address.IsValid():
-		return ":" + strconv.Itoa(int(d.Port))
+		return d.prefix() + ":" + strconv.Itoa(int(d.Port))
 	}
-	return netip.AddrPortFrom(d.Address.WithZone(d.Zone), d.Port).String()
+	return d.prefix() + netip.AddrPortFrom(d.Address.WithZone(d.Zone), d.Port).String()
+}
+
+func (d Description) prefix() string {
+	if d.Network == UDP {
+		return "udp:"
+	}
+	return ""
 }
 
 // object is what messages say of d.

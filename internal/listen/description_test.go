@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestParseAddress(t *testing.T) {
@@ -20,6 +21,8 @@ func TestParseAddress(t *testing.T) {
 		{"tcp:192.0.2.1:65535", Description{Name: "tcp:192.0.2.1:65535", Network: TCP, Address: netip.MustParseAddr("192.0.2.1"), Port: 65535}, "192.0.2.1:65535"},
 		{"[2001:DB8:0::1]:80", Description{Name: "[2001:DB8:0::1]:80", Network: TCP, Address: netip.MustParseAddr("2001:db8::1"), Port: 80}, "[2001:db8::1]:80"},
 		{"[fe80::1%eth0]:80", Description{Name: "[fe80::1%eth0]:80", Network: TCP, Address: netip.MustParseAddr("fe80::1"), Zone: "eth0", Port: 80}, "[fe80::1%eth0]:80"},
+		{"udp::53", Description{Name: "udp::53", Network: UDP, Address: netip.IPv6Unspecified(), Both: true, Port: 53}, "udp:[::]:53"},
+		{"udp:192.0.2.1:53", Description{Name: "udp:192.0.2.1:53", Network: UDP, Address: netip.MustParseAddr("192.0.2.1"), Port: 53}, "udp:192.0.2.1:53"},
 		{"unix:/run/app/web.sock", Description{Name: "unix:run-app-web.sock", Network: Unix, Path: "/run/app/web.sock"}, "unix:/run/app/web.sock"},
 	} {
 		got, err := ParseAddress(tc.text)
@@ -57,7 +60,8 @@ func TestParseAddressRefused(t *testing.T) {
 		"localhost:80":                      "expected an IP address and a port",
 		"*:80":                              "expected an IP address and a port",
 		"[::ffff:10.0.0.1]:80":              "expected it as \"10.0.0.1:80\"",
-		"udp::53":                           "udp is not supported by this version",
+		"udp:/run/x":                        "expected an IP address and a port",
+		"udp:tcp::53":                       "expected an IP address and a port",
 		"tcp:unix:/x":                       "expected an IP address and a port",
 		"/run/x":                            "written \"unix:/run/x\"",
 		"unix:":                             "not absolute",
@@ -112,7 +116,10 @@ func TestCheck(t *testing.T) {
 		{tcp, func(d *Description) { d.Address, d.Both, d.Device = netip.MustParseAddr("fe80::1"), false, "eth0" }, ""},
 
 		{tcp, func(d *Description) { d.Name = "" }, "name"},
-		{tcp, func(d *Description) { d.Network = "udp" }, "address"},
+		{tcp, func(d *Description) { d.Network = "sctp" }, "address"},
+		{tcp, func(d *Description) { d.Network = UDP }, ""},
+		{tcp, func(d *Description) { d.Network, d.Backlog = UDP, 1 }, "backlog"},
+		{tcp, func(d *Description) { d.Network, d.DeferAccept = UDP, time.Second }, "defer_accept"},
 		{four, func(d *Description) { d.Address = netip.Addr{} }, "address"},
 		{tcp, func(d *Description) { d.Path = "/x" }, "address"},
 		{tcp, func(d *Description) { d.Address = netip.IPv6LinkLocalAllNodes(); d.Zone = "lo"; d.Both = false }, "address"},

@@ -36,7 +36,7 @@ func (d Description) hintFor(err error) string {
 	case errors.Is(err, unix.EACCES) && d.Port < 1024:
 		return fmt.Sprintf("run as root, or allow it to all with: %ssysctl net.ipv4.ip_unprivileged_port_start=%d", d.enter(), d.Port)
 	case errors.Is(err, unix.EADDRINUSE):
-		return fmt.Sprintf("see who holds it: %sss -ltnp 'sport = :%d'", d.enter(), d.Port)
+		return fmt.Sprintf("see who holds it: %sss -l%snp 'sport = :%d'", d.enter(), d.Network[:1], d.Port)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return fmt.Sprintf("no interface has %s now: see `%sip address`, or set freebind = true to bind before it has", d.Address, d.enter())
 	case errors.Is(err, unix.EAFNOSUPPORT) && d.Address.Is6():

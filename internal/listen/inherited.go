@@ -7,15 +7,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// facts is what the kernel says of a listening socket.
+// facts is what the kernel says of a listening or UDP socket.
 type facts struct {
 	domain  int
+	kind    int
 	address unix.Sockaddr
 	v6only  bool
 }
 
-// Describe returns the description of a listening stream socket that somebody
-// else made. It says what the socket is bound to; NetNS and the options, which
+// Describe returns the description of a listening stream or bound UDP socket
+// that somebody else made. It says what the socket is bound to; NetNS and the options, which
 // decide nothing any more, stay zero. The caller keeps fd.
 func Describe(fd int) (Description, error) {
 	f, err := inspect(fd)
@@ -23,6 +24,9 @@ func Describe(fd int) (Description, error) {
 		return Description{}, fmt.Errorf("inspect inherited descriptor %d: %w", fd, err)
 	}
 	d := Description{Network: TCP}
+	if f.kind == unix.SOCK_DGRAM {
+		d.Network = UDP
+	}
 	if p, ok := f.address.(*unix.SockaddrUnix); ok {
 		if err := checkPath(p.Name); err != nil {
 			return Description{}, fmt.Errorf("inspect inherited descriptor %d: %w", fd, err)
@@ -41,7 +45,7 @@ func Describe(fd int) (Description, error) {
 	return d, nil
 }
 
-// Matches returns an error unless fd is a listening socket bound as d says;
+// Matches returns an error unless fd is a listening or UDP socket bound as d says;
 // port 0 in d stands for any. The namespace and the options are not compared.
 // The caller keeps fd.
 func Matches(fd int, d Description) error {
@@ -58,6 +62,9 @@ func Matches(fd int, d Description) error {
 func (d Description) compare(fd int, f facts) error {
 	if f.domain != d.domain() {
 		return fmt.Errorf("its family is %s, expected %s", familyName(f.domain), familyName(d.domain()))
+	}
+	if (f.kind == unix.SOCK_DGRAM) != (d.Network == UDP) {
+		return fmt.Errorf("it is of type %d", f.kind)
 	}
 	if p, ok := f.address.(*unix.SockaddrUnix); ok {
 		if p.Name != d.Path {
@@ -83,19 +90,20 @@ func (d Description) compare(fd int, f facts) error {
 }
 
 // inspect asks the kernel what fd is and refuses all but listening stream
-// sockets of TCP or Unix.
+// sockets of TCP or Unix, and UDP sockets.
 func inspect(fd int) (facts, error) {
 	var f facts
 	get := func(opt int) (int, error) { return unix.GetsockoptInt(fd, unix.SOL_SOCKET, opt) }
-	kind, err := get(unix.SO_TYPE)
+	var err error
+	f.kind, err = get(unix.SO_TYPE)
 	if err == unix.ENOTSOCK {
 		return f, errors.New("it is no socket")
 	}
 	if err != nil {
 		return f, fmt.Errorf("get SO_TYPE: %w", err)
 	}
-	if kind != unix.SOCK_STREAM {
-		return f, fmt.Errorf("its type is %d, expected a stream socket (%d)", kind, unix.SOCK_STREAM)
+	if f.kind != unix.SOCK_STREAM && f.kind != unix.SOCK_DGRAM {
+		return f, fmt.Errorf("its type is %d, expected a stream (%d) or UDP socket", f.kind, unix.SOCK_STREAM)
 	}
 	if f.domain, err = get(unix.SO_DOMAIN); err != nil {
 		return f, fmt.Errorf("get SO_DOMAIN: %w", err)
@@ -115,16 +123,19 @@ func inspect(fd int) (facts, error) {
 }
 
 func (f *facts) checkKind(protocol int, listening bool) error {
-	switch f.domain {
-	case unix.AF_INET, unix.AF_INET6:
-		if protocol != unix.IPPROTO_TCP {
-			return fmt.Errorf("its protocol is %d, expected plain TCP (%d)", protocol, unix.IPPROTO_TCP)
-		}
-	case unix.AF_UNIX:
-	default:
-		return fmt.Errorf("its family is %d, expected IPv4, IPv6 or Unix", f.domain)
+	ip := f.domain == unix.AF_INET || f.domain == unix.AF_INET6
+	want, name := unix.IPPROTO_TCP, "plain TCP"
+	if f.kind == unix.SOCK_DGRAM {
+		want, name = unix.IPPROTO_UDP, "UDP"
 	}
-	if !listening {
+	switch {
+	case f.kind == unix.SOCK_DGRAM && !ip:
+		return fmt.Errorf("its type is %d and its family %d, expected a stream socket, or UDP", f.kind, f.domain)
+	case !ip && f.domain != unix.AF_UNIX:
+		return fmt.Errorf("its family is %d, expected IPv4, IPv6 or Unix", f.domain)
+	case ip && protocol != want:
+		return fmt.Errorf("its protocol is %d, expected %s (%d)", protocol, name, want)
+	case f.kind == unix.SOCK_STREAM && !listening:
 		return errors.New("it does not listen")
 	}
 	return nil
@@ -134,6 +145,9 @@ func (f *facts) readAddress(fd int) error {
 	var err error
 	if f.address, err = unix.Getsockname(fd); err != nil {
 		return fmt.Errorf("get its address: %w", err)
+	}
+	if _, _, port := addressOf(f.address); f.kind == unix.SOCK_DGRAM && port == 0 {
+		return errors.New("it is not bound")
 	}
 	if f.domain != unix.AF_INET6 {
 		return nil

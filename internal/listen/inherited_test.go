@@ -14,6 +14,7 @@ func TestDescribe(t *testing.T) {
 	v6only.Both, v6only.V6Only = false, true
 	for _, d := range []Description{
 		parse(t, "127.0.0.1:0"), parse(t, "0.0.0.0:0"), parse(t, "[::1]:0"), parse(t, ":0"), v6only,
+		parse(t, "udp:127.0.0.1:0"), parse(t, "udp::0"),
 		parse(t, "unix:"+filepath.Join(t.TempDir(), "x.sock")),
 	} {
 		fd := open(t, d)
@@ -25,7 +26,7 @@ func TestDescribe(t *testing.T) {
 			t.Error(err)
 			continue
 		}
-		if d.Network == TCP {
+		if d.Network != Unix {
 			d.Port = portOf(t, fd)
 		}
 		d.Name = NameOf(d.String())
@@ -45,7 +46,8 @@ func TestMatchesRefused(t *testing.T) {
 	six := open(t, parse(t, "[::1]:0"))
 	both := open(t, parse(t, ":0"))
 	path := open(t, unixAt(dir+"/x"))
-	for _, fd := range []int{four, six, both, path} {
+	udp := open(t, parse(t, "udp::0"))
+	for _, fd := range []int{four, six, both, path, udp} {
 		defer unix.Close(fd)
 	}
 	at := func(fd int, change func(*Description)) Description {
@@ -65,6 +67,8 @@ func TestMatchesRefused(t *testing.T) {
 		{six, at(four, func(d *Description) {}), "its family is IPv6, expected IPv4"},
 		{six, at(both, func(d *Description) {}), "it is bound to address ::1"},
 		{both, at(both, func(d *Description) { d.Both, d.V6Only = false, true }), "its IPV6_V6ONLY is 0, expected 1"},
+		{udp, at(udp, func(d *Description) { d.Network = TCP }), "it is of type 2"},
+		{both, at(both, func(d *Description) { d.Network = UDP }), "it is of type 1"},
 		{path, at(both, func(d *Description) {}), "its family is Unix, expected IPv6"},
 		{both, unixAt(dir + "/x"), "its family is IPv6, expected Unix"},
 		{path, unixAt(dir + "/y"), "it is bound to \"" + dir + "/x\""},
@@ -75,7 +79,7 @@ func TestMatchesRefused(t *testing.T) {
 	}
 }
 
-// TestInspectRefused hands over everything but a listening stream socket.
+// TestInspectRefused hands over everything but a listening stream or UDP socket.
 func TestInspectRefused(t *testing.T) {
 	dir := t.TempDir()
 	socket := func(family, kind, protocol int) int {
@@ -97,7 +101,9 @@ func TestInspectRefused(t *testing.T) {
 	must(t, unix.Listen(packets, 1))
 	cases := map[string]int{
 		"it is no socket":                  pipe[0],
-		"its type is 2":                    socket(unix.AF_INET, unix.SOCK_DGRAM, 0),
+		"it is not bound":                  socket(unix.AF_INET, unix.SOCK_DGRAM, 0),
+		"its type is 2 and its family 1":   socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0),
+		"its protocol is 136":              socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE),
 		"its type is 5":                    packets,
 		"it does not listen":               idle,
 		"is not absolute":                  abstract,

@@ -34,7 +34,7 @@ func Open(d Description) (fd int, err error) {
 	if wrong := d.Check(); len(wrong) > 0 {
 		return -1, &Error{Op: "bind", Object: d.object(), Err: wrong[0]}
 	}
-	open := d.openTCP
+	open := d.openIP
 	if d.Network == Unix {
 		open = d.openUnix
 	}
@@ -49,24 +49,28 @@ func Open(d Description) (fd int, err error) {
 	return fd, err
 }
 
-// openTCP sets every option before bind and lets listen follow at once: a
+// openIP sets every option before bind and lets listen follow at once: a TCP
 // socket that is bound and does not listen can be taken over by any uid with
 // SO_REUSEADDR.
-func (d Description) openTCP() (int, error) {
+func (d Description) openIP() (int, error) {
 	// IPPROTO_TCP by name: protocol 0 may be turned into MPTCP by a BPF
-	// program, and receivers expect plain TCP.
-	fd, err := unix.Socket(d.domain(), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	// program, and receivers and borrowers expect plain TCP.
+	kind, protocol := unix.SOCK_STREAM, unix.IPPROTO_TCP
+	if d.Network == UDP {
+		kind, protocol = unix.SOCK_DGRAM, unix.IPPROTO_UDP
+	}
+	fd, err := unix.Socket(d.domain(), kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return -1, d.fail("make a socket for", err)
 	}
-	if err := d.bindTCP(fd); err != nil {
+	if err := d.bindIP(fd); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
 }
 
-func (d Description) bindTCP(fd int) error {
+func (d Description) bindIP(fd int) error {
 	if err := d.setOptions(fd); err != nil {
 		return err
 	}
@@ -76,6 +80,9 @@ func (d Description) bindTCP(fd int) error {
 	}
 	if err := unix.Bind(fd, address); err != nil {
 		return d.fail("bind", err)
+	}
+	if d.Network == UDP {
+		return nil
 	}
 	if err := unix.Listen(fd, d.backlog()); err != nil {
 		return d.fail("listen on", err)
@@ -111,7 +118,7 @@ func (d Description) sockaddr(fd int) (unix.Sockaddr, error) {
 	return &unix.SockaddrInet6{Port: int(d.Port), Addr: d.Address.As16(), ZoneId: zone}, nil
 }
 
-// addressOf is the reverse of sockaddr, for TCP.
+// addressOf is the reverse of sockaddr.
 func addressOf(address unix.Sockaddr) (addr netip.Addr, zone uint32, port uint16) {
 	switch a := address.(type) {
 	case *unix.SockaddrInet4:

@@ -21,6 +21,9 @@ func (d Description) options() []option {
 	// Always: without it a restart would fail while old connections linger in
 	// TIME_WAIT. It lets nobody bind beside a socket that listens.
 	set := []option{{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, ""}}
+	if d.Network == UDP {
+		set = nil // here it would let everybody in who has it, too
+	}
 	if d.ReusePort {
 		set = append(set, option{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1, ""})
 	}
