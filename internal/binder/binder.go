@@ -25,7 +25,11 @@ type binder struct {
 	control  int // listening control socket
 	resolver *resolver
 	watch    *watcher
-	started  time.Time
+	lookout  *lookout
+	loans    *loanPaths
+
+	nextElders time.Time // when elder sockets are looked at again
+	started    time.Time
 
 	active       *table // in force, or about to be for the first time
 	lastTable    uint32
@@ -120,13 +124,27 @@ func (b *binder) start(fds []int) error {
 		return err
 	}
 	b.resolver = newResolver(b.log, b.watch)
+	if b.lookout, err = newLookout(); err != nil {
+		return err
+	}
+	if b.loans, err = newLoanPaths(); err != nil {
+		return err
+	}
 	var listeners []*listener
 	for i, d := range cfg.Descriptions() {
-		listeners = append(listeners, b.newListener(d, fds[i], at(b.h.Namespaces, i)))
+		l := b.newListener(d, fds[i], at(b.h.Namespaces, i))
+		if was, known := b.h.Standings[l.key()]; known {
+			l.standing = &was
+		}
+		if elders, beside := b.h.Elders[l.key()]; beside {
+			l.standing.Elders = elders
+		}
+		listeners = append(listeners, l)
 	}
 	if b.active, err = b.makeTable(cfg, listeners, maps); err != nil {
 		return err
 	}
+	b.settleStates()
 	if b.before < 0 { // else it is still the predecessor who answers
 		if err := b.serveControl(); err != nil {
 			return err
@@ -175,7 +193,7 @@ func (b *binder) loop() error {
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1)
 	timer := time.NewTimer(time.Hour)
 	for {
-		setTimer(timer, b.resolver.tick())
+		setTimer(timer, earliestOf(b.resolver.tick(), b.scoutTime(), b.loans.retry, b.nextElders))
 		var err error
 		select {
 		case s := <-signals:
@@ -192,12 +210,30 @@ func (b *binder) loop() error {
 		case e := <-b.watch.Errors:
 			b.log.Warn("watching directories, looking at them all again", "reason", e)
 			b.resolver.resolveEverything()
+		case e := <-b.loans.watch.Events:
+			b.loanEvent(e.Name)
+		case e := <-b.loans.watch.Errors:
+			b.log.Warn("watching directories of loans, looking at them all again", "reason", e)
+			b.settleLoans()
+			b.scoutAll()
 		case <-timer.C:
+			b.loansDue()
 		}
 		if err != nil {
 			return err
 		}
 	}
+}
+
+// earliestOf returns the earliest of several times that are not zero.
+func earliestOf(times ...time.Time) time.Time {
+	next := time.Time{}
+	for _, t := range times {
+		if !t.IsZero() {
+			next = earliest(next, t)
+		}
+	}
+	return next
 }
 
 func setTimer(t *time.Timer, at time.Time) {
@@ -252,21 +288,27 @@ func (b *binder) abandon() error {
 // hold, and end; its end is the binder's. The binder's own copies of the
 // listeners are closed, so that nobody is let in after the dispatcher is done.
 func (b *binder) drain() {
+	b.decideWaiting()
 	b.draining, b.drainingSince = true, time.Now()
 	b.notify("STOPPING=1", "STATUS=delivering what is held")
 	b.log.Info("stopping: delivering what is held")
+	b.stopLending()
 	if b.child != nil {
 		b.child.link.send(privsep.Message{Kind: privsep.Drain})
 	}
 	for _, l := range b.active.listeners {
-		unix.Close(l.fd)
-		l.fd = -1
+		b.part(l)
 	}
 }
 
 // end is the last that a binder does: it leaves no dispatcher and, where it
 // may, no control socket behind.
 func (b *binder) end() {
+	if b.succeeded || b.before >= 0 {
+		b.suspendLending()
+	} else {
+		b.stopLending()
+	}
 	if !b.succeeded && b.before < 0 { // else the paths are another instance's
 		unix.Unlink(b.h.Control)
 		for _, l := range b.active.listeners {
@@ -288,7 +330,10 @@ func (b *binder) newListener(d listen.Description, fd int, namespace uint64) *li
 		namespace = listen.Namespace(fd)
 	}
 	b.lastListener++
-	return &listener{id: b.lastListener, description: d, fd: fd, namespace: namespace, guarded: isGuarded(d, fd)}
+	return &listener{
+		id: b.lastListener, description: d, fd: fd, namespace: namespace, guarded: isGuarded(d, fd),
+		bound: boundPort(fd), standing: &standing{Since: time.Now()},
+	}
 }
 
 // installed notes that a dispatcher has table m.ID in force, or not.
@@ -306,6 +351,7 @@ func (b *binder) installed(c *child, m privsep.Message) error {
 	c.noteMaps(b.active)
 	b.resolver.send = c.link.send
 	b.resolver.reset(m.ID, b.active.destinations, b.active.names())
+	b.openKept()
 	b.adoptHeld()
 	b.settleSessions()
 	if b.everServed {
@@ -344,6 +390,7 @@ func (b *binder) announce() {
 	b.log.Info("serving", "pid", os.Getpid(), "uid", os.Geteuid(), "dispatcher", b.dispatcher(),
 		"directory", b.active.cfg.Dir, "control", b.h.Control)
 	b.before = -1
+	b.beginLending()
 	b.store(b.active.listeners)
 	b.notify(append(b.succession(), "READY=1", b.statusLine())...)
 	debug.FreeOSMemory()

@@ -190,7 +190,7 @@ func (s *session) bringSockets(cfg *config.Config, st *Status) error {
 			return fmt.Errorf("bind under the running instance's guard: %w", err)
 		}
 	}
-	fds, err := listen.OpenAll(missing)
+	fds, _, err := openAll(missing, st.Dir)
 	if err != nil {
 		return err
 	}

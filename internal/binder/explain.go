@@ -130,6 +130,7 @@ func (b *binder) explain(q Question) (*Explanation, error) {
 	for _, l := range t.listeners {
 		if e.Listener != nil && l.description.Name == e.Listener.Name {
 			e.Listener.Namespace = l.namespace
+			e.explainState(l.standing)
 		}
 	}
 	for i, target := range t.plan.Table.Targets {
@@ -154,6 +155,11 @@ func explain(cfg *config.Config, table *rule.Table, ds []config.Destination, map
 	index, err := e.chooseListener(cfg.Listeners, q)
 	if err != nil || index < 0 {
 		return e, err
+	}
+	if v := verdictOn(cfg, index); v.state == Lent {
+		e.Listener.State, e.Listener.Note = string(v.state), v.why
+		e.Verdict, e.Outcome = verdictLent, "it is accepted by whoever borrows the listener"
+		return e, nil
 	}
 	conn := rule.Conn{Listener: index, Port: q.To.Port(), Local: q.To.Addr().Unmap().WithZone(""), Remote: q.From.Unmap().WithZone("")}
 	target, place, err := e.try(cfg, table, maps, &conn)

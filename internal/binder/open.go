@@ -25,7 +25,7 @@ func openListeners(cfg *config.Config, h *handover, p *predecessor) ([]int, erro
 	if p != nil {
 		inherited = append(inherited, p.inherited()...)
 	}
-	fds, err := openMissing(cfg.Descriptions(), inherited)
+	fds, err := h.openMissing(cfg, inherited)
 	if err != nil {
 		return nil, err
 	}
@@ -80,8 +80,10 @@ func inheritedSockets() ([]*inherited, error) {
 	return found, errors.Join(problems...)
 }
 
-// openMissing opens ds, each from the inherited sockets if it is among them.
-func openMissing(ds []listen.Description, inherited []*inherited) ([]int, error) {
+// openMissing opens the listeners of cfg, each from the inherited sockets if it
+// is among them.
+func (h *handover) openMissing(cfg *config.Config, inherited []*inherited) ([]int, error) {
+	ds := cfg.Descriptions()
 	fds := make([]int, len(ds))
 	var missing []listen.Description
 	var where []int
@@ -93,12 +95,16 @@ func openMissing(ds []listen.Description, inherited []*inherited) ([]int, error)
 		}
 		missing, where = append(missing, d), append(where, i)
 	}
-	opened, err := listen.OpenAll(missing)
+	opened, elders, err := openAll(missing, cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
+	h.Elders = elders
 	for k, fd := range opened {
 		fds[where[k]] = fd
+		if all, beside := elders[keyOf(missing[k])]; beside {
+			h.Warnings = append(h.Warnings, warnOfElders(missing[k].Name, all))
+		}
 	}
 	return fds, nil
 }

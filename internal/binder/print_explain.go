@@ -20,7 +20,7 @@ func (e *Explanation) Print(out io.Writer) error {
 	for _, t := range e.Rules {
 		fmt.Fprintf(w, "%s\t%s\n", t.name(), t.text())
 	}
-	if e.Listener != nil && e.Rule == 0 {
+	if e.Listener != nil && e.Rule == 0 && e.Verdict != verdictLent {
 		fmt.Fprintln(w, "no rule\ttakes it: it goes to the main socket directory")
 	}
 	if t := e.Target; t != nil {

@@ -30,6 +30,7 @@ func (s *Status) Print(out io.Writer) error {
 	for _, l := range s.Listeners {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", l.Name, l.Address, l.namespace(), yesNo(l.Guarded), cells(l.Counts))
 	}
+	s.printStates(w)
 	fmt.Fprintln(w, "\nRULE\tMATCHES\tTARGET\t"+counts)
 	for _, r := range s.Rules {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.name(), r.Matches, r.Target, cells(r.Counts))

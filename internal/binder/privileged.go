@@ -62,9 +62,11 @@ type handover struct {
 	Guard   *privsep.Guard // that everything was bound in, if any
 	NoGuard string         // why there is none although there should be
 
-	Namespaces  []uint64 // of the listeners, in order: inodes
-	Diags       int      // descriptors that openDiags has opened
-	Predecessor int      // pid of the instance to take over from; 0: none
+	Namespaces  []uint64            // of the listeners, in order: inodes
+	Diags       int                 // descriptors that openDiags has opened
+	Predecessor int                 // pid of the instance to take over from; 0: none
+	Standings   map[string]standing // of its listeners, by key of description
+	Elders      map[string][]elder  // loans of earlier runs that are still out, by the same
 }
 
 // Start is the privileged stage: it reads the configuration, makes the main
@@ -148,7 +150,7 @@ func (h *handover) takeControl(dir string, a account, before *predecessor) ([]in
 		return []int{fd}, err
 	}
 	fd, err := before.fd()
-	h.Control, h.Predecessor = before.estate.Control, before.estate.PID
+	h.Control, h.Predecessor, h.Standings = before.estate.Control, before.estate.PID, before.standings()
 	return []int{before.control, fd}, err
 }
 

@@ -182,12 +182,13 @@ func (b *binder) openMissing(ds []listen.Description, all []*listener, r *reload
 			missing, where = append(missing, ds[i]), append(where, i)
 		}
 	}
-	fds, err := listen.OpenAll(missing)
+	fds, elders, err := openAll(missing, b.active.cfg.Dir)
 	if err != nil {
 		return withHint(err, "the binder has no privileges: `socketbox reload` as root opens new listeners for it")
 	}
 	for k, fd := range fds {
 		l := b.newListener(missing[k], fd, 0)
+		l.standing.Elders = elders[l.key()]
 		all[where[k]] = l
 		r.opened = append(r.opened, l)
 	}
@@ -226,7 +227,7 @@ func (b *binder) commitReload() {
 	b.active = r.next
 	old.close()
 	for _, l := range r.closing {
-		unix.Close(l.fd)
+		b.part(l)
 		if l.description.Network == "unix" {
 			unix.Unlink(l.description.Path)
 		}
@@ -241,6 +242,9 @@ func (b *binder) commitReload() {
 	if len(b.active.maps) > 0 {
 		go debug.FreeOSMemory() // of the tables before
 	}
+	b.settleStates()
+	b.settleLoans()
+	b.scoutAll()
 	r.done(nil)
 }
 

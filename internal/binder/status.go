@@ -71,6 +71,11 @@ type ListenerStatus struct {
 	Guarded     bool               `json:"guarded"`      // passed on, its socket can't be turned around
 	Queue       int                `json:"accept_queue"` // connections in the kernel's backlog
 	Backlog     int                `json:"backlog"`      // that fit there; 0: can't be told
+	State       State              `json:"state"`
+	Why         string             `json:"why"`
+	StateSince  time.Time          `json:"state_since"`
+	Loans       uint64             `json:"loans"`     // so far
+	Borrowers   []BorrowerStatus   `json:"borrowers"` // the last few of them
 	dispatch.Counts
 	HandOff *Times `json:"hand_off_time,omitempty"` // from accept to hand-off
 }
@@ -179,10 +184,12 @@ func (b *binder) status() *Status {
 		counts := l.base.Add(t.counters.Listener(i).Snapshot())
 		queue, backlog := listen.Queue(l.fd)
 		s.Total = s.Total.Add(counts)
-		s.Listeners = append(s.Listeners, ListenerStatus{
+		ls := ListenerStatus{
 			Name: l.description.Name, Address: l.description.String(), Namespace: l.namespace, Description: l.description,
 			Queue: queue, Backlog: backlog, Guarded: l.guarded, Counts: counts, HandOff: newTimes(l.handOff.Add(t.counters.HandOff(i).Snapshot())),
-		})
+		}
+		ls.loanStatus(l.standing)
+		s.Listeners = append(s.Listeners, ls)
 	}
 	s.Rules = append(ruleTexts(t.cfg, t.plan.Table), RuleStatus{Target: t.plan.Table.Targets[0].Name, Matches: "everything else"})
 	for i := range s.Rules {

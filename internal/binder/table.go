@@ -18,9 +18,12 @@ import (
 type listener struct {
 	id          uint32 // for the dispatcher, never used twice
 	description listen.Description
-	fd          int
-	namespace   uint64             // inode; 0: unknown
-	guarded     bool               // passed on, it can't be turned around
+	fd          int    // -1: closed
+	bound       uint16 // port, also where the kernel chose it; 0: none
+	namespace   uint64 // inode; 0: unknown
+	guarded     bool   // passed on, it can't be turned around
+	standing    *standing
+	allowed     *allowed           // to borrow it
 	base        dispatch.Counts    // under earlier tables
 	handOff     dispatch.Histogram // under earlier tables
 }
@@ -34,6 +37,7 @@ type table struct {
 	plan         *dispatch.Plan
 	destinations []config.Destination
 	listeners    []*listener
+	allowed      []*allowed // by listener
 	planFD       int
 	countersFD   int
 	counters     *dispatch.Counters
@@ -57,8 +61,17 @@ func (b *binder) makeTable(cfg *config.Config, listeners []*listener, maps []*ma
 		HoldTotal: holdTotal(cfg), Table: rules,
 	}
 	b.shareMaps(t, maps)
-	for _, l := range listeners {
-		t.plan.Listeners = append(t.plan.Listeners, planOf(l))
+	for i, l := range listeners {
+		lend := cfg.Listeners[i].Lend
+		who, err := allow(lend.Users, lend.Groups)
+		if err != nil {
+			t.close()
+			return nil, fmt.Errorf("listener %s: %w", l.description.Name, err)
+		}
+		t.allowed = append(t.allowed, who)
+		p := planOf(l)
+		p.Kept = l.standing.under(verdictOn(cfg, i)).state != Connection
+		t.plan.Listeners = append(t.plan.Listeners, p)
 	}
 	err = t.makeFiles()
 	if err == nil {
@@ -100,6 +113,26 @@ func (t *table) close() {
 		m.release()
 	}
 	t.counters.Unmap()
+}
+
+// indexOf returns the place of a listener, also under an earlier name.
+func (t *table) indexOf(l *listener) int {
+	for i, own := range t.listeners {
+		if own.id == l.id {
+			return i
+		}
+	}
+	return -1
+}
+
+// listenerByID returns a listener of the table, or nil.
+func (t *table) listenerByID(id uint32) *listener {
+	for _, l := range t.listeners {
+		if l.id == id {
+			return l
+		}
+	}
+	return nil
 }
 
 // names returns the listeners' names as the resolver needs them.
@@ -148,8 +181,11 @@ func holdTotal(cfg *config.Config) int {
 // not, and the table. Until it says that the table is in force, the resolver
 // answers for the one before.
 func (b *binder) sendTable(c *child, t *table) error {
-	for _, l := range t.listeners {
-		fd, err := duplicate(l.fd)
+	for i, l := range t.listeners {
+		if t.plan.Listeners[i].Kept {
+			continue // openKept follows, should that have changed
+		}
+		fd, err := b.dispatchable(l)
 		if err != nil {
 			return err
 		}

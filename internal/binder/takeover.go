@@ -78,6 +78,16 @@ func (p *predecessor) inherited() []*inherited {
 	return all
 }
 
+// standings returns the states of the predecessor's listeners, by key of their
+// descriptions; one that lends nothing tells none.
+func (p *predecessor) standings() map[string]standing {
+	all := map[string]standing{}
+	for i, s := range p.estate.Standings[:min(len(p.estate.Standings), len(p.estate.Listeners))] {
+		all[keyOf(p.estate.Listeners[i])] = s
+	}
+	return all
+}
+
 // fd gives the conversation's descriptor to the stage that follows.
 func (p *predecessor) fd() (int, error) { return duplicate(int(p.session.file.Fd())) }
 
@@ -147,6 +157,7 @@ func (b *binder) takeLegacy(l *legacy) {
 	if b.active.before.Counts == nil {
 		b.active.before = earlier{l.Accounts.Targets, l.Accounts.Causes, l.Accounts.Hold}
 	}
+	b.takeStandings(l.Standings)
 	b.restarts += l.Accounts.Restarts
 	b.adopted = append(b.adopted, l.Held...)
 	if b.child != nil && b.child.table != 0 {

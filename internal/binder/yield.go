@@ -26,6 +26,7 @@ type estate struct {
 	User, Dir string
 	Control   string // path of the control socket, whose descriptor comes along
 	Listeners []listen.Description
+	Standings []standing // of the listeners
 }
 
 // held is a connection on its way from one instance's hold to the next's.
@@ -47,8 +48,9 @@ func keyOf(d listen.Description) string {
 // legacy is what an instance leaves; the descriptors of what was on hold
 // follow in packets, in the same order.
 type legacy struct {
-	Accounts accounts
-	Held     []held
+	Accounts  accounts
+	Held      []held
+	Standings map[string]standing // of the listeners, by key of description
 }
 
 // yielding is a takeover that the dispatcher has been told of.
@@ -76,6 +78,7 @@ func (b *binder) estate() (*estate, []int, error) {
 			return nil, nil, err
 		}
 		e.Listeners = append(e.Listeners, l.description)
+		e.Standings = append(e.Standings, *l.standing)
 		fds = append(fds, fd)
 	}
 	return e, fds, nil
@@ -89,6 +92,7 @@ func (b *binder) beginYield(done func()) error {
 	}
 	y := &yielding{done: done}
 	b.yield = y
+	b.suspendLending()
 	b.log.Info("another instance takes over: giving back what is held")
 	b.child.link.send(privsep.Message{Kind: privsep.Yield})
 	c := b.child
@@ -124,6 +128,7 @@ func (b *binder) resume(given []held, reason error) {
 	b.yield = nil
 	b.adopted = append(b.adopted, given...)
 	b.respawn()
+	b.bindLoans()
 }
 
 // adoptHeld gives the dispatcher what earlier ones had on hold.
@@ -220,9 +225,9 @@ func (c *client) yield() bool {
 
 // handOver sends the counts and what was on hold, and waits for the farewell.
 func (c *client) handOver(given []held) error {
-	counts := make(chan accounts, 1)
-	c.b.calls <- func() { counts <- c.b.accounts() }
-	text, err := sealedJSON(legacy{<-counts, given})
+	left := make(chan legacy, 1)
+	c.b.calls <- func() { left <- legacy{c.b.accounts(), given, c.b.standings()} }
+	text, err := sealedJSON(<-left)
 	if err != nil {
 		return err
 	}
@@ -230,15 +235,15 @@ func (c *client) handOver(given []held) error {
 	if !c.answer(nil, []int{text}) {
 		return errors.New("it ended before it had the counts")
 	}
-	for left := given; len(left) > 0; {
+	for rest := given; len(rest) > 0; {
 		var fds []int
-		for _, h := range left[:min(len(left), fdsPerPacket)] {
+		for _, h := range rest[:min(len(rest), fdsPerPacket)] {
 			fds = append(fds, h.fd)
 		}
 		if !c.answer(nil, fds) {
 			return errors.New("it ended before it had everything that was held")
 		}
-		left = left[len(fds):]
+		rest = rest[len(fds):]
 	}
 	buf := make([]byte, maxControlPacket)
 	m, err := receivePacket(c.raw, buf, fdsPerPacket)

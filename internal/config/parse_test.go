@@ -163,7 +163,7 @@ func TestParseRefused(t *testing.T) {
 		{inListener("name = \"" + long + "\""), "2:8: name: name \"" + long + "\" is too long: at most 64 bytes"},
 		{inListener("name = 1"), "2:8: name: expected a string, got 1"},
 		{inListener("netns = \"a/b\""), "2:9: netns: \"a/b\": expected a name as in `ip netns list`, or an absolute path"},
-		{inListener("handoff = \"x\""), "2:11: handoff: \"x\": expected \"auto\" or \"connection\" or \"listener\""},
+		{inListener("handoff = \"x\""), "2:11: handoff: \"x\": expected \"auto\", \"connection\" or \"listener\""},
 		{inListener("lend = []"), "2:1: lend: the list is empty"},
 		{inListener("lend = [\"/x/\", 1]"), "2:16: lend: expected the path of a socket directory, got 1"},
 		{inListener("lend = \"x\""), "2:8: lend: path \"x\" is not absolute"},

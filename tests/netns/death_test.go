@@ -176,7 +176,7 @@ func TestBinderKilled(t *testing.T) {
 	args := []string{"--listen", at(port), "--listen", fmt.Sprintf("[::1]:%d", port), "--listen", "unix:" + path}
 	for range 3 {
 		b := bindIn(t, here(), dir, args...)
-		r := runReceiver(t, &receiver{Path: filepath.Join(b.dir, "default.sock")})
+		r := runReceiver(t, &receiver{Path: filepath.Join(b.dir, fmt.Sprintf("%d.sock", port))})
 		load := keep(16, 2*time.Millisecond, to(at(port)))
 		time.Sleep(settled)
 		s := b.status()

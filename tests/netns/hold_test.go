@@ -57,7 +57,7 @@ func TestSmallQueue(t *testing.T) {
 func TestAbsentThenBound(t *testing.T) {
 	const clients = 200
 	port, fan := freePort(t), freePort(t)
-	one := bind(t, "--listen", at(port))
+	one := bindConfig(t, listenerFor(port)+"handoff = \"connection\"\n")
 	several := bindConfig(t, twoTargets(fan, ""))
 	first, second := begin(clients, to(at(port))), begin(clients, from("127.0.1.1", at(fan)))
 	time.Sleep(time.Second)

@@ -66,7 +66,7 @@ func (b *box) hup(text string) {
 func listeners(ports ...int) string {
 	text := ""
 	for _, p := range ports {
-		text += fmt.Sprintf("[[listener]]\nname = \"p%d\"\naddress = \"127.0.0.1:%d\"\n", p, p)
+		text += fmt.Sprintf("[[listener]]\nname = \"p%d\"\naddress = \"127.0.0.1:%d\"\nhandoff = \"connection\"\n", p, p)
 	}
 	return text
 }

@@ -39,7 +39,7 @@ func TestPassedSocketIsAsAccepted(t *testing.T) {
 			t.Parallel()
 			port := strconv.Itoa(freePort(t))
 			b := bind(t, "--listen", test.listen+port)
-			receive := func() { inetd(t, unshared(), b.dir, "--", look) }
+			receive := func() { inetd(t, unshared(), b.dir, "--port", port, "--", look) }
 			if test.wait == 0 {
 				receive()
 			}
