@@ -157,7 +157,7 @@ func explain(cfg *config.Config, table *rule.Table, ds []config.Destination, map
 		return e, err
 	}
 	if v := verdictOn(cfg, index); v.state == Lent {
-		e.Listener.State, e.Listener.Note = string(v.state), v.why
+		e.Listener.State, e.Listener.Note = string(v.state), string(v.state)+": "+v.why
 		e.Verdict, e.Outcome = verdictLent, "it is accepted by whoever borrows the listener"
 		return e, nil
 	}

@@ -67,7 +67,7 @@ func (e *Explanation) explainState(st *standing) {
 	var l ListenerStatus
 	l.loanStatus(st)
 	e.Listener.State = string(st.State)
-	e.Listener.Note = fmt.Sprintf("since %s: %s", stamp(st.Since), l.because())
+	e.Listener.Note = fmt.Sprintf("%s since %s: %s", st.State, stamp(st.Since), l.because())
 	if st.State == Lent {
 		e.Verdict, e.Outcome = verdictLent, "it is accepted by whoever borrowed the listener: "+l.because()
 		e.Target = nil

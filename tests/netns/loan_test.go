@@ -291,8 +291,8 @@ func TestLoanRights(t *testing.T) {
 	if !errors.As(err, &refused) || refused.Verdict != handoff.Denied {
 		t.Errorf("a user who is not in allow: %v", err)
 	}
-	if err := os.Mkdir(lend, 0o777); err == nil {
-		err = os.Chmod(lend, 0o777)
+	if err := errors.Join(os.Mkdir(lend, 0o777), os.Chmod(lend, 0o777)); err != nil {
+		t.Fatal(err)
 	}
 	eventually(t, 5*time.Second, func() error {
 		_, err := os.Lstat(filepath.Join(lend, portName(port, "listener")))

@@ -127,7 +127,7 @@ func TestRelayRefusesOwnNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	b := bind(t, "--listen", fmt.Sprint("127.0.0.1:", port))
+	b := bindConfig(t, listeners(port))
 	r := relay(t, here(), "--dir", b.dir)
 	isReset(t, client{to: at(port)})
 	r.waitLog("in this very network namespace")

@@ -166,8 +166,8 @@ func TestReloadBroken(t *testing.T) {
 	file := filepath.Join(filepath.Dir(b.dir), "socketbox.toml")
 	runReceiver(t, &receiver{Path: filepath.Join(b.dir, "default.sock")})
 	tests := []struct{ text, place string }{
-		{listeners(port) + "[[rule]]\ntarget = \"nobody\"\n", ":5:10: "},
-		{listeners(port) + "\n  colour = 1\n", ":5:3: "},
+		{listeners(port) + "[[rule]]\ntarget = \"nobody\"\n", ":6:10: "},
+		{listeners(port) + "\n  colour = 1\n", ":6:3: "},
 		{"[[listener]\n", ":1:"},
 	}
 	for _, tt := range tests {
