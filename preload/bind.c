@@ -16,11 +16,15 @@ static int number_option(int fd, int level, int name)
 	return raw(SYS_getsockopt, fd, level, name, &value, &len) < 0 ? -1 : value;
 }
 
-static bool is_tcp(int fd, int family)
+static bool is_tcp(int fd)
 {
 	int protocol = number_option(fd, SOL_SOCKET, SO_PROTOCOL);
-	return number_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_STREAM && number_option(fd, SOL_SOCKET, SO_DOMAIN) == family &&
-	       (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
+	return number_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
+}
+
+static bool is_udp(int fd)
+{
+	return number_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_DGRAM && number_option(fd, SOL_SOCKET, SO_PROTOCOL) == IPPROTO_UDP;
 }
 
 static bool is_bound(int fd)
@@ -42,14 +46,24 @@ static bool asked(int fd, const struct sockaddr *sa, socklen_t len, struct bound
 	struct in6_addr address = as_ipv6(b);
 	if (port_of(b) == 0 || !outside_port(port_of(b)) || !binds_here(&address))
 		return false;
-	if (!is_tcp(fd, b->family) || is_bound(fd))
+	if (number_option(fd, SOL_SOCKET, SO_DOMAIN) != b->family || is_bound(fd))
 		return false;
 	b->v6only = b->family == AF_INET6 && number_option(fd, IPPROTO_IPV6, IPV6_V6ONLY) == 1;
 	b->reuseport = number_option(fd, SOL_SOCKET, SO_REUSEPORT) == 1;
 	return true;
 }
 
-static int answer(int fd, const struct bound *b)
+// adopt puts a borrowed socket in the place of the daemon's own one. From then
+// on the daemon's calls are the kernel's business, as if it had bound it itself.
+static int adopt(int fd, int lent, const struct bound *b)
+{
+	options_lend(fd, lent);
+	int r = replace(fd, lent, NULL);
+	trace("bind: descriptor %d, port %u, is the listener of port %u, borrowed", fd, (unsigned)port_of(b), (unsigned)outside_port(port_of(b)));
+	return r;
+}
+
+static int take_connections(int fd, const struct bound *b)
 {
 	struct listener *l = listener_new();
 	if (!l) {
@@ -74,6 +88,20 @@ static int answer(int fd, const struct bound *b)
 	return r;
 }
 
+// answer returns NONE_OF_OURS for what the kernel is to bind.
+enum { NONE_OF_OURS = TAKE_CONNECTIONS };
+
+static int answer(int fd, const struct bound *b)
+{
+	bool udp = is_udp(fd);
+	if (!udp && !is_tcp(fd))
+		return NONE_OF_OURS;
+	int lent = borrow(fd, outside_port(port_of(b)));
+	if (lent >= 0)
+		return adopt(fd, lent, b);
+	return lent == TAKE_CONNECTIONS && !udp ? take_connections(fd, b) : lent;
+}
+
 EXPORT int bind(int fd, const struct sockaddr *sa, socklen_t len)
 {
 	struct bound b;
@@ -81,7 +109,8 @@ EXPORT int bind(int fd, const struct sockaddr *sa, socklen_t len)
 		return (int)fail(-EINVAL); // bound already
 	if (!asked(fd, sa, len, &b))
 		return real()->bind(fd, sa, len);
-	return (int)fail(answer(fd, &b));
+	int r = answer(fd, &b);
+	return r == NONE_OF_OURS ? real()->bind(fd, sa, len) : (int)fail(r);
 }
 
 // renew gives a listener that was shut down a new receiving socket.

@@ -6,7 +6,7 @@
 
 #include "preload.h"
 
-struct settings settings = {.from = -1, .every_port = true};
+struct settings settings = {.from = -1, .every_port = true, .wait = 3000};
 
 // A variable that can't be understood ends the program: a guess would bind
 // something that nobody asked for.
@@ -133,11 +133,34 @@ static void read_dir(const char *value)
 
 static void read_handoff(const char *value)
 {
-	if (!value || strcmp(value, "auto") == 0 || strcmp(value, "connection") == 0)
+	if (!value || strcmp(value, "auto") == 0)
 		return;
-	if (strcmp(value, "listener") == 0)
-		malformed("SOCKETBOX_HANDOFF", value, "this library takes connections only; want auto or connection");
-	malformed("SOCKETBOX_HANDOFF", value, "want auto or connection");
+	if (strcmp(value, "connection") == 0)
+		settings.handoff = HANDOFFS;
+	else if (strcmp(value, "listener") == 0)
+		settings.handoff = LOANS;
+	else
+		malformed("SOCKETBOX_HANDOFF", value, "want auto, connection or listener");
+}
+
+// read_wait reads 3s, 500ms, 1m or 0.
+static void read_wait(const char *value)
+{
+	unsigned long n, unit = 0;
+	const char *s = value;
+	if (!value)
+		return;
+	if (number(&s, 1000000, &n)) {
+		if (strcmp(s, "ms") == 0 || (n == 0 && !*s))
+			unit = 1;
+		else if (strcmp(s, "s") == 0)
+			unit = 1000;
+		else if (strcmp(s, "m") == 0)
+			unit = 60000;
+	}
+	if (!unit || n * unit > 3600000)
+		malformed("SOCKETBOX_WAIT", value, "want a time of at most an hour: 3s, 500ms, 1m, or 0");
+	settings.wait = (long)(n * unit);
 }
 
 static void read_from(const char *value)
@@ -169,6 +192,7 @@ void read_settings(void)
 	read_ports(getenv("SOCKETBOX_PORTS"));
 	read_binds(getenv("SOCKETBOX_BIND"));
 	read_handoff(getenv("SOCKETBOX_HANDOFF"));
+	read_wait(getenv("SOCKETBOX_WAIT"));
 	read_from(getenv("SOCKETBOX_FROM"));
 }
 

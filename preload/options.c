@@ -104,6 +104,16 @@ static int scratch(const struct listener *l)
 	return (int)raw(SYS_socket, l->bound.family, SOCK_STREAM | SOCK_CLOEXEC, 0);
 }
 
+// halved returns what to set for an option that reads as twice that.
+static struct value halved(struct value v)
+{
+	int n;
+	memcpy(&n, v.bytes, sizeof n);
+	n /= 2;
+	memcpy(v.bytes, &n, sizeof n);
+	return v;
+}
+
 // ---- what is remembered
 
 static uint64_t key_of(int level, int name) { return (uint64_t)(unsigned)level << 32 | (unsigned)name | 1ull << 63; }
@@ -149,17 +159,53 @@ void options_copy(struct listener *l, int fd)
 		int level = inherited[i].level, name = inherited[i].name;
 		if (level == IPPROTO_IPV6 && l->bound.family == AF_INET)
 			continue;
-		struct value was = read_option(fd, level, name), plain = read_option(fresh, level, name), set = was;
+		struct value was = read_option(fd, level, name), plain = read_option(fresh, level, name);
 		if (was.len == 0 || equal(&was, &plain))
 			continue;
-		if (inherited[i].doubled) {
-			int n;
-			memcpy(&n, was.bytes, sizeof n);
-			n /= 2;
-			memcpy(set.bytes, &n, sizeof n);
-		}
+		struct value set = inherited[i].doubled ? halved(was) : was;
 		remember(l, level, name, &set, &was, inherited[i].carry);
 	}
+	raw(SYS_close, fresh);
+}
+
+// What a UDP server sets before it binds, beyond the above: all are numbers.
+static const struct {
+	int level, name;
+} datagram[] = {
+	{SOL_SOCKET, SO_BROADCAST}, {SOL_SOCKET, SO_TIMESTAMP}, {SOL_SOCKET, SO_TIMESTAMPNS},
+	{IPPROTO_IP, IP_PKTINFO}, {IPPROTO_IP, IP_RECVTTL}, {IPPROTO_IP, IP_RECVTOS}, {IPPROTO_IP, IP_RECVERR}, {IPPROTO_IP, IP_MTU_DISCOVER},
+	{IPPROTO_IPV6, IPV6_RECVPKTINFO}, {IPPROTO_IPV6, IPV6_RECVHOPLIMIT}, {IPPROTO_IPV6, IPV6_RECVTCLASS}, {IPPROTO_IPV6, IPV6_RECVERR},
+	{IPPROTO_IPV6, IPV6_MTU_DISCOVER},
+};
+enum { DATAGRAM = sizeof datagram / sizeof *datagram };
+
+// lend_option sets an option of the daemon's own socket on the borrowed one, if
+// it is not what a new socket has.
+static void lend_option(int own, int fresh, int lent, int level, int name, bool doubled)
+{
+	struct value was = read_option(own, level, name), plain = read_option(fresh, level, name);
+	if (was.len == 0 || equal(&was, &plain))
+		return;
+	if (doubled)
+		was = halved(was);
+	raw(SYS_setsockopt, lent, level, name, was.bytes, was.len);
+}
+
+void options_lend(int own, int lent)
+{
+	int domain = AF_INET, type = SOCK_STREAM;
+	socklen_t len = sizeof domain;
+	raw(SYS_getsockopt, own, SOL_SOCKET, SO_DOMAIN, &domain, &len);
+	raw(SYS_getsockopt, own, SOL_SOCKET, SO_TYPE, &type, &len);
+	int fresh = (int)raw(SYS_socket, domain, type | SOCK_CLOEXEC, 0);
+	if (fresh < 0)
+		return;
+	for (int i = 0; i < INHERITED; i++)
+		if (inherited[i].carry && !(inherited[i].level == IPPROTO_IPV6 && domain == AF_INET))
+			lend_option(own, fresh, lent, inherited[i].level, inherited[i].name, inherited[i].doubled);
+	for (int i = 0; i < DATAGRAM && type == SOCK_DGRAM; i++)
+		if (!(datagram[i].level == IPPROTO_IPV6 && domain == AF_INET))
+			lend_option(own, fresh, lent, datagram[i].level, datagram[i].name, false);
 	raw(SYS_close, fresh);
 }
 

@@ -94,6 +94,8 @@ const char *error_text(int error);
 struct settings {
 	bool debug;
 	bool reject6;    // SOCKETBOX_V6=reject
+	enum { AUTO, HANDOFFS, LOANS } handoff; // SOCKETBOX_HANDOFF: auto, connection, listener
+	long wait;       // SOCKETBOX_WAIT, milliseconds: how long a loan that may come is waited for
 	long from;       // SOCKETBOX_FROM, -1: whoever may connect
 	char dir[1024];  // "" if there is none: an error where one is needed
 	bool every_port;
@@ -250,6 +252,15 @@ void unplace(struct listener *l);
 // successor returns a socket connected to whoever has taken the path, or -1.
 int successor(const struct listener *l);
 
+// ---- borrow.c: the listening socket itself, by the loan wire
+
+#define TAKE_CONNECTIONS (-4096) // no error of the kernel's
+
+// borrow asks the binder for the socket that the daemon's own one, which shows
+// its form, would be on that port. It returns that socket, TAKE_CONNECTIONS if
+// nobody lends it, or -errno, which has been said why.
+int borrow(int own, uint16_t port);
+
 // ---- replace.c
 
 // replace puts a socket (which it owns) in the place of fd and of all its
@@ -261,6 +272,8 @@ int replace(int fd, int receiving, struct listener *l);
 
 void options_copy(struct listener *l, int fd);
 void options_carry(struct listener *l, int fd, int domain);
+// options_lend sets on a borrowed socket what the daemon has set on its own.
+void options_lend(int own, int lent);
 
 // ---- address.c
 

@@ -42,11 +42,19 @@ var behaviours = []behaviour{
 }
 
 func (v behaviour) run(t *testing.T, s setting) {
+	b := bind(t)
+	v.serve(t, b, s)
+	if v.left != "" {
+		gone(t, b.path(v.left))
+	}
+}
+
+// serve runs the daemon until it has served its clients.
+func (v behaviour) serve(t *testing.T, b *box, s setting) {
 	crowd := v.crowd
 	if s.slow {
 		crowd = min(crowd, 200)
 	}
-	b := bind(t)
 	var args []string
 	for _, a := range v.args {
 		switch a {
@@ -63,9 +71,6 @@ func (v behaviour) run(t *testing.T, s setting) {
 	}
 	b.crowd(crowd, 16, "4", v.six)
 	p.wait(0)
-	if v.left != "" {
-		gone(t, b.path(v.left))
-	}
 	for _, bad := range []string{"ERROR: AddressSanitizer", "runtime error", "was lost"} {
 		if strings.Contains(p.log.String(), bad) {
 			t.Errorf("%s:\n%s", bad, p.log)
@@ -84,26 +89,30 @@ func runAll(t *testing.T, s setting) {
 
 func TestDaemons(t *testing.T) { runAll(t, plain()) }
 
-func TestDaemonsUnderValgrind(t *testing.T) {
+func underValgrind(t *testing.T) setting {
 	needProgram(t, "valgrind")
 	s := plain()
 	s.name = "valgrind"
 	s.slow = true
 	s.prefix = []string{"valgrind", "-q", "--error-exitcode=9", "--trace-children=yes", "--trace-children-skip=/bin/true", "--track-fds=no"}
 	s.env = []string{"CHECKED=1"}
-	runAll(t, s)
+	return s
 }
 
-func TestDaemonsWithSanitizers(t *testing.T) {
+func TestDaemonsUnderValgrind(t *testing.T) { runAll(t, underValgrind(t)) }
+
+func withSanitizers(t *testing.T) setting {
 	out, err := exec.Command("cc", "-print-file-name=libasan.so").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	// The daemons are not instrumented: the runtime has to come first.
-	s := setting{
+	return setting{
+		name:    "sanitizers",
 		preload: strings.TrimSpace(string(out)) + ":" + filepath.Join(daemons, "asan", "libsocketbox-preload.so"),
 		env:     []string{"ASAN_OPTIONS=detect_leaks=0", "UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1"},
 		slow:    true,
 	}
-	runAll(t, s)
 }
+
+func TestDaemonsWithSanitizers(t *testing.T) { runAll(t, withSanitizers(t)) }

@@ -109,7 +109,14 @@ type box struct {
 	port int
 }
 
+// bind is a box whose connections are handed off one by one.
 func bind(t *testing.T) *box {
+	t.Helper()
+	return bindWith(t, "[[listener]]\naddress = \":PORT\"\nhandoff = \"connection\"\n")
+}
+
+// bindWith is a box with that configuration, in which PORT is filled in.
+func bindWith(t *testing.T, config string) *box {
 	t.Helper()
 	parent, err := os.MkdirTemp("", "sbxp-")
 	if err != nil {
@@ -118,7 +125,11 @@ func bind(t *testing.T) *box {
 	os.Chmod(parent, 0o755)
 	t.Cleanup(func() { os.RemoveAll(parent) })
 	b := &box{dir: filepath.Join(parent, "box"), port: freePort(t)}
-	b.process = start(t, exec.Command(filepath.Join(programs, "socketbox"), "bind", "--dir", b.dir, "--listen", fmt.Sprintf(":%d", b.port)))
+	file := filepath.Join(parent, "socketbox.toml")
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(config, "PORT", fmt.Sprint(b.port))), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b.process = start(t, exec.Command(filepath.Join(programs, "socketbox"), "bind", "--dir", b.dir, "--config", file))
 	b.waitLog("serving")
 	return b
 }

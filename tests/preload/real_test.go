@@ -78,9 +78,10 @@ http {
 }
 `
 
-func nginx(t *testing.T, listen string) (*box, *process) {
+func nginx(t *testing.T, listen string) (*box, *process) { return nginxAt(t, bind(t), listen) }
+
+func nginxAt(t *testing.T, b *box, listen string) (*box, *process) {
 	needProgram(t, "nginx")
-	b := bind(t)
 	dir := t.TempDir()
 	// In a namespace with one user only nginx must not believe to be root.
 	user, s := "user nobody nogroup;", plain()
