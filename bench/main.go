@@ -22,6 +22,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // settings are the flags.
@@ -185,11 +187,27 @@ func (s *settings) programs() []string {
 // needPrograms fails when a program under test has not been built.
 func (b *bench) needPrograms() error {
 	for _, name := range b.programs() {
-		if _, err := os.Stat(b.program(name)); err != nil {
+		if err := readAfresh(b.program(name)); err != nil {
 			return fmt.Errorf("%w\nhint: run `make build` first, or use -reference to leave socketbox out", err)
 		}
 	}
 	return nil
+}
+
+// readAfresh has the kernel forget a file's pages, so that it reads them from
+// the disk as after a boot. The pages of a file that a linker has just written
+// are in pieces of megabytes, which Linux 6.18 maps whole: resident memory would
+// be the file's size.
+func readAfresh(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
 }
 
 // program returns the absolute path of a program under test.

@@ -97,7 +97,7 @@ func (r *relay) budget() error {
 		unix.Getrlimit(unix.RLIMIT_NOFILE, &files)
 	}
 	limit := int(min(files.Cur, 1<<30))
-	pipes := min(1024, limit/16)
+	pipes := min(1024, limit/32)
 	room := (limit - reserve - 2*pipes) / 2
 	if room < 1 {
 		return fmt.Errorf("RLIMIT_NOFILE %d: too few descriptors; want at least 64", limit)
