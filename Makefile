@@ -6,6 +6,7 @@ SHELL       = /bin/sh
 PREFIX     ?= /usr/local
 DESTDIR    ?=
 FUZZTIME   ?= 30s
+SOAK       ?= 5m
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 
 # A Go that is too old for go.mod fetches the right one by itself, even where
@@ -43,7 +44,7 @@ INSTALLED = $(PROGRAMS:%=$(BIN)/%) \
 	$(UNITS:%=$(UNIT)/%) $(CONF)/sysusers.d/socketbox.conf $(CONF)/tmpfiles.d/socketbox.conf \
 	$(DOC)/socketbox.toml.example $(CONTRIB:%=$(DOC)/%) $(LIB)/libsocketbox-preload.so
 
-.PHONY: build static deps test netns demo bench fuzz compat docker lint man install uninstall clean help missing FORCE
+.PHONY: build static deps test netns demo bench soak fuzz compat docker lint man install uninstall clean help missing FORCE
 
 build: missing $(PROGRAMS:%=bin/%) bin/libsocketbox-preload.so ## build the programs into bin/
 
@@ -90,6 +91,10 @@ demo: ## serve a page from a namespace without any network, and show both sides
 
 bench: build ## measure speed (no test: a slow machine fails nothing)
 	go run ./bench
+
+soak: build ## run what must not leak for SOAK (5m): socketbox-relay under clients of all kinds
+	@scripts/deps test
+	SOAK=$(SOAK) $(TEST) -v -run TestRelayLeavesNothing ./tests/netns
 
 fuzz: ## run every fuzz target for FUZZTIME (30s)
 	@scripts/fuzz $(FUZZTIME) $(TAGS)

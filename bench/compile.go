@@ -18,6 +18,8 @@ var (
 	loadSource []byte
 	//go:embed tiny.c
 	tinySource []byte
+	//go:embed pump.c
+	pumpSource []byte
 )
 
 // buildPrograms compiles the C programs into the temporary folder.
@@ -31,6 +33,7 @@ func (b *bench) buildPrograms() error {
 		{"receiver", receiverSource, nil},
 		{"load", loadSource, []string{"-pthread"}},
 		{"tiny", tinySource, []string{"-static"}},
+		{"pump", pumpSource, []string{"-pthread"}},
 	} {
 		if err := b.compile(p.name, p.source, p.flags...); err != nil {
 			return err

@@ -64,7 +64,8 @@ var tables = []table{
 	{"handoff", []string{"socketbox"}, (*bench).handoffTable},
 	{"inetd", []string{"socketbox", "socketbox-inetd"}, (*bench).inetdTable},
 	{"listeners", []string{"socketbox"}, (*bench).listenersTables},
-	{"preload", []string{"socketbox", "libsocketbox-preload.so"}, (*bench).preloadTable},
+	{"preload", []string{"socketbox", "socketbox-launch", "libsocketbox-preload.so"}, (*bench).preloadTable},
+	{"relay", []string{"socketbox-relay"}, (*bench).relayTables},
 }
 
 func main() {

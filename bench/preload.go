@@ -16,6 +16,8 @@ const preloadClients = 100
 const (
 	nginxNative     = "nginx, its own listener"
 	nginxConnection = "nginx, connection hand-off"
+	nginxBorrowed   = "nginx, listener lent, preload"
+	nginxNotified   = "nginx, listener lent, notify"
 )
 
 // preloadTable measures nginx on a listener of its own beside the same nginx
@@ -29,7 +31,7 @@ func (b *bench) preloadTable() error {
 	if err := b.measureRounds("preload", group); err != nil {
 		return err
 	}
-	b.title("nginx under the preload library", "Two workers; a new connection and one short request each. CPU is that of nginx's workers and, with hand-offs, of binder and dispatcher, in µs per connection; latencies in µs.")
+	b.title("nginx as it is, and served by socketbox", "Two workers; a new connection and one short request each. CPU is that of nginx's workers and, with hand-offs, of binder and dispatcher, in µs per connection; latencies in µs.")
 	b.head("variant", "clients", "conn/s", "of native", "CPU µs", "of native", "p50", "p99", "lost")
 	for _, v := range group {
 		b.inetdRow(v, group[0])
@@ -44,6 +46,8 @@ func (b *bench) preloadVariants(program string) []*variant {
 	}{
 		{nginxNative, func() (*server, error) { return b.startNginx(program, (*server).native) }},
 		{nginxConnection, func() (*server, error) { return b.startNginx(program, (*server).handedOff) }},
+		{nginxBorrowed, func() (*server, error) { return b.startNginx(program, (*server).borrowing) }},
+		{nginxNotified, func() (*server, error) { return b.startNginx(program, (*server).notified) }},
 	}
 	if b.reference {
 		starters = starters[:1]
@@ -109,6 +113,51 @@ func (b *bench) startNginx(program string, with func(s *server, b *bench, comman
 
 func (s *server) native(b *bench, command []string) (*process, error) {
 	return s.add(b, command[0], command[1:]...)
+}
+
+// lending starts `socketbox bind`, which lends the port's listener to whoever
+// comes, and returns its socket directory. What it uses of the processor is
+// nothing, which the table shows.
+func (s *server) lending(b *bench) (string, error) {
+	dir, err := b.socketDir()
+	if err != nil {
+		return "", err
+	}
+	dir = filepath.Join(dir, "main")
+	if _, err := s.add(b, b.program("socketbox"), "bind", "--dir", dir, "--listen", fmt.Sprintf("127.0.0.1:%d", s.port)); err != nil {
+		return "", err
+	}
+	return dir, s.awaitFile(b, filepath.Join(dir, fmt.Sprintf("%d.listener", s.port)))
+}
+
+// borrowing starts nginx under the preload library where its listener is lent.
+func (s *server) borrowing(b *bench, command []string) (*process, error) {
+	dir, err := s.lending(b)
+	if err != nil {
+		return nil, err
+	}
+	return s.add(b, "env", append([]string{"SOCKETBOX_DIR=" + dir, "SOCKETBOX_HANDOFF=listener", "LD_PRELOAD=" + b.program("libsocketbox-preload.so")}, command...)...)
+}
+
+// notified starts nginx as a static program is started: in an empty network
+// namespace, with a seccomp filter that has bind(2) answered.
+func (s *server) notified(b *bench, command []string) (*process, error) {
+	dir, err := s.lending(b)
+	if err != nil {
+		return nil, err
+	}
+	launch, err := s.add(b, b.program("socketbox-launch"), append([]string{"-n", "--dir", dir, "--via", "notify", "--"}, command...)...)
+	if err != nil {
+		return nil, err
+	}
+	var master []int
+	if err := s.await(b, "wait for nginx", func() bool {
+		master = descendantsTitled(launch.pid, "nginx: master process "+strings.Join(command, " "))
+		return len(master) == 1
+	}); err != nil {
+		return nil, err
+	}
+	return &process{name: "nginx", pid: master[0]}, nil
 }
 
 // handedOff starts nginx under the preload library, in a socket directory that

@@ -143,6 +143,29 @@ func childrenTitled(parent int, title string) []int {
 	return pids
 }
 
+// descendantsTitled returns the processes with that title that root has started,
+// itself or through others.
+func descendantsTitled(root int, title string) []int {
+	var found []int
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil || !hasTitle(text, title) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
+			continue
+		}
+		for parent := parentOf(pid); parent > 1; parent = parentOf(parent) {
+			if parent == root {
+				found = append(found, pid)
+			}
+		}
+	}
+	return found
+}
+
 // hasTitle tells whether a command line is the title alone or begins with it
 // as an argument; a title written over argv is padded with zeros or blanks.
 func hasTitle(cmdline []byte, title string) bool {

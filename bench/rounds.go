@@ -12,7 +12,8 @@ import (
 // sample is one measurement of one variant.
 type sample struct {
 	loadResult
-	cpu      float64        // µs per connection
+	cpu      float64        // µs per connection, or per GiB
+	bytes    int64          // that were pumped, where it is about those
 	extra    float64        // µs per connection of the processes shown apart
 	resident map[string]int // KiB, by role
 }

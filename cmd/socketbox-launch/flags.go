@@ -29,7 +29,8 @@ type flags struct {
 	dropCaps, noNewPrivs     bool
 	env, rlimits             []string
 	restart                  string
-	wait, killAfter          time.Duration
+	onDemand                 bool
+	wait, killAfter, idle    time.Duration
 	firstFD                  int
 	fdEnv                    string
 	isolate                  string
@@ -73,6 +74,8 @@ func (f *flags) define(c *cobra.Command) {
 	s.StringArrayVar(&f.rlimits, "rlimit", nil, "resource limit, `NAME=SOFT[:HARD]`, as nofile=4096 or core=unlimited (repeatable)")
 
 	s.StringVar(&f.restart, "restart", "no", "start the daemon again `WHEN` it has ended: no, on-failure or always")
+	s.BoolVar(&f.onDemand, "on-demand", false, "start the daemon at its first client, and again at the next one after it has ended; with --ports")
+	s.DurationVar(&f.idle, "idle", 0, "with --on-demand, end the daemon when no client has come for this `TIME` (0: never)")
 	s.DurationVar(&f.killAfter, "kill-after", launch.DefaultKillAfter, "`TIME` from TERM to KILL for processes that the daemon leaves behind")
 
 	s.StringVar(&f.logFormat, "log", "text", "log `FORMAT`: text or json")
@@ -100,7 +103,7 @@ func (f *flags) run(c *cobra.Command, args []string) error {
 		Command: args, Library: f.preload,
 		NewNet: f.newNet, NetNS: f.netns, NewUser: f.newUser, MapRoot: f.mapRoot,
 		DropCaps: f.dropCaps, NoNewPrivs: f.noNewPrivs, Chdir: f.chdir, Env: f.env,
-		Wait: f.wait, FirstFD: f.firstFD, FDEnv: f.fdEnv, KillAfter: f.killAfter, Environ: os.Environ(), Log: log,
+		Wait: f.wait, FirstFD: f.firstFD, FDEnv: f.fdEnv, KillAfter: f.killAfter, OnDemand: f.onDemand, Idle: f.idle, Environ: os.Environ(), Log: log,
 	}
 	if err := f.check(); err != nil {
 		return &usageError{err}
@@ -129,6 +132,12 @@ func (f *flags) check() error {
 		return errors.New("--fd: want 3 to 1000")
 	case strings.Contains(f.fdEnv, "="):
 		return errors.New("--fd-env: want the name of a variable")
+	case f.idle < 0 || f.idle > 0 && f.idle < 100*time.Millisecond:
+		return errors.New("--idle: want 100ms or more, or 0 for never")
+	case f.idle > 0 && !f.onDemand:
+		return errors.New("--idle goes with --on-demand: nothing else would start the daemon again")
+	case f.onDemand && launch.Via(f.via) == launch.ViaNone:
+		return errors.New("--on-demand looks at what socketbox lends, which --via none leaves out")
 	case f.wait < 0:
 		return errors.New("--wait: a time can't be negative")
 	case f.killAfter <= 0:

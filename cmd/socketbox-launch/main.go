@@ -78,6 +78,8 @@ once.`,
   socketbox-launch -n --ports 8000=80 -- python3 -m http.server 8000
   # as another user, without any capability, started again when it fails
   socketbox-launch -n --user www-data --drop-caps --restart on-failure -- ./server
+  # started by the first client, and ended when none has come for ten minutes
+  socketbox-launch -n --ports 80 --on-demand --idle 10m -- ./server
   # in an existing namespace; in a container that has its own, neither flag is needed
   socketbox-launch --netns web -- ./server`,
 		Version:       version,

@@ -80,6 +80,8 @@ type Options struct {
 
 	Restart   Restart
 	KillAfter time.Duration
+	OnDemand  bool          // the daemon is started by its first client, and by the next one after it has ended
+	Idle      time.Duration // with OnDemand, end it when no client has come for so long; 0: never
 
 	Environ []string
 	Log     *slog.Logger

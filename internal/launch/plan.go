@@ -85,6 +85,9 @@ func (p *plan) environment(o *Options) error {
 // chooseVia decides how binds are answered.
 func (p *plan) chooseVia(o *Options, log func(string, ...any)) error {
 	p.via = o.Via
+	if o.OnDemand && o.Ports.All {
+		return &handoff.HintError{Err: errors.New("--on-demand looks at the listeners of the daemon's ports, and no port is named"), Text: "name them: --ports 80,443"}
+	}
 	if o.Via == ViaListenFDs && o.Ports.All {
 		return &handoff.HintError{Err: errors.New("--via listen-fds passes listening sockets, and no port is named"), Text: "name them: --ports 80,443"}
 	}

@@ -17,7 +17,12 @@ type supervisor struct {
 	log  *slog.Logger
 
 	lender lender
-	lent   []lentSocket // of ViaListenFDs
+	lent   []lentSocket // of ViaListenFDs and OnDemand
+
+	arrivals   *arrivals // at lent, of OnDemand
+	lastClient time.Time
+	idle       bool      // the daemon was told to end because no client came
+	told       time.Time // when
 
 	signals  chan os.Signal // to be passed on
 	children chan os.Signal // SIGCHLD
@@ -55,6 +60,12 @@ func Run(o Options) error {
 	for _, missing := range s.plan.missing {
 		s.log.Warn(missing)
 	}
+	env, ready, err := s.passReadiness(s.plan.env)
+	if err != nil {
+		return err
+	}
+	defer ready.end()
+	s.plan.env = env
 	s.handleSignals()
 	// What the daemon leaves behind becomes ours, wherever it is in the tree.
 	if os.Getpid() != 1 {
@@ -91,6 +102,11 @@ func (s *supervisor) run() error {
 		return nil
 	}
 	for first := true; ; first = false {
+		if s.o.OnDemand {
+			if err := s.awaitClient(); err != nil || s.stopping {
+				return err
+			}
+		}
 		if err := s.start(); err != nil {
 			if first || !s.again(true) {
 				return err
@@ -99,6 +115,10 @@ func (s *supervisor) run() error {
 		} else {
 			s.watch()
 			s.endRest()
+			if s.o.OnDemand && !s.stopping && (s.idle || s.status == 0) {
+				s.pause = firstPause
+				continue // it is started by the next client
+			}
 			if !s.again(s.status != 0) {
 				return s.result()
 			}
@@ -130,7 +150,10 @@ func (s *supervisor) start() error {
 		fds = append(fds, s.plan.netns)
 	}
 	if s.plan.via == ViaListenFDs {
-		err := s.borrowAll()
+		var err error
+		if !s.o.OnDemand {
+			err = s.borrowAll()
+		}
 		if err == nil {
 			fds, err = s.passListeners(&o, fds)
 		}
@@ -147,7 +170,7 @@ func (s *supervisor) start() error {
 		return err
 	}
 	unix.Close(st.talk)
-	s.pid, s.alone, s.began = st.pid, false, time.Now()
+	s.pid, s.alone, s.idle, s.began = st.pid, false, false, time.Now()
 	s.log.Info("started", "program", s.plan.path, "pid", s.pid, "via", string(s.plan.via))
 	return nil
 }
@@ -160,9 +183,17 @@ func (s *supervisor) answerBinds(fd int) {
 
 // watch waits for the daemon's end, and passes signals on until then.
 func (s *supervisor) watch() {
+	var due <-chan time.Time
+	if s.o.Idle > 0 {
+		ticker := time.NewTicker(s.o.Idle / idleLooks)
+		defer ticker.Stop()
+		due = ticker.C
+	}
 	for s.reap() {
 		select {
 		case <-s.children:
+		case <-due:
+			s.lookIdle()
 		case sig := <-s.signals:
 			s.pass(sig)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"socketbox/internal/binder"
 	"socketbox/internal/handoff"
 )
 
@@ -116,13 +117,15 @@ func TestLaunchNotify(t *testing.T) {
 	}
 }
 
+// A static program of Go, with no flag but -n.
 func TestLaunchStaticGo(t *testing.T) {
 	eachUser(t, func(t *testing.T, as []string) {
-		port, dir := freePort(t), publicDir(t)
-		lend(t, dir, port, listening(t, unix.SOCK_STREAM, port), handoff.Lent)
-		p := launch(t, as, dir, "-n", "--ports", fmt.Sprintf("80=%d", port), "--", web(t), ":80", "127.0.0.1:8080")
-		p.waitLog("ready 127.0.0.1:8080")
+		port := freePort(t)
+		b := bindAs(t, as, port)
+		p := launch(t, as, b.dir, "-n", "--", web(t), fmt.Sprint(":", port), "127.0.0.1:0")
+		p.waitLog("ready 127.0.0.1:")
 		answers(t, p, port, true)
+		b.is(0, binder.Lent)
 		if strings.Contains(p.log.String(), "no_new_privs") {
 			t.Errorf("no_new_privs is on, and is not needed:\n%s", p.log)
 		}

@@ -2,10 +2,12 @@ package netns
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -134,7 +136,9 @@ func TestRelaySlowDestination(t *testing.T) {
 			port, most := slow(t, 5*time.Millisecond)
 			r, at := front(t, tt.files, port, tt.args...)
 			files := descriptors(t, r.pid())
-			c := atOnce(count, func(i int) client { return client{to: at, from: fmt.Sprintf("127.0.8.%d", i%20+1), limit: 30 * time.Second} })
+			c := atOnce(count, func(i int) client {
+				return client{to: at, from: fmt.Sprintf("127.0.8.%d", i%20+1), limit: 30 * time.Second}
+			})
 			t.Log(c)
 			if n := c.count(served, crossed); n != count {
 				t.Errorf("%d of %d were served", n, count)
@@ -246,9 +250,25 @@ func deafServer(t *testing.T) string {
 	return ""
 }
 
+// soakTime is how long a test that can go on for as long as one likes does so
+// (make soak).
+func soakTime(t *testing.T) time.Duration {
+	t.Helper()
+	text := os.Getenv("SOAK")
+	if text == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatalf("SOAK: %v", err)
+	}
+	return d
+}
+
 // Slow readers, slow writers, one byte at a time, resets at random: nothing is
-// left of them.
+// left of them, however long it goes on.
 func TestRelayLeavesNothing(t *testing.T) {
+	const wave = 100
 	port, conns := accepting(t)
 	go func() {
 		for c := range conns {
@@ -258,13 +278,32 @@ func TestRelayLeavesNothing(t *testing.T) {
 	r, at := front(t, 0, port)
 	files, threads := descriptors(t, r.pid()), len(tasks(t, r.pid()))
 	var wait sync.WaitGroup
-	for i := range 100 {
-		wait.Go(func() { misbehave(dialFrom(t, "127.0.0.1", at), i) })
+	begin, waves, early := time.Now(), 0, 0
+	for waves == 0 || time.Since(begin) < soakTime(t) {
+		for i := range wave {
+			wait.Go(func() {
+				conn, err := net.Dial("tcp", at)
+				if err == nil {
+					misbehave(conn.(*net.TCPConn), i)
+				} else if !errors.Is(err, unix.ECONNRESET) { // by a server that was quicker than this goroutine
+					t.Error(err)
+				}
+			})
+		}
+		wait.Wait()
+		if waves++; waves == 10 {
+			early = residentKiB(t, r.pid())
+		}
 	}
-	wait.Wait()
 	s := r.quiet()
-	if s.Received != 100 {
+	if s.Received != waves*wave {
 		t.Errorf("%+v", s)
+	}
+	if late := residentKiB(t, r.pid()); early > 0 {
+		t.Logf("%d connections in %v: %+v; resident %d KiB after the first 1,000, %d in the end", s.Received, time.Since(begin), s, early, late)
+		if late > early+2048 {
+			t.Errorf("resident memory grows: %d KiB, then %d", early, late)
+		}
 	}
 	checkDescriptors(t, r, files)
 	if now := len(tasks(t, r.pid())); now > threads+4 { // the runtime's own
