@@ -72,8 +72,13 @@ EXPORT int fcntl(int fd, int command, ...)
 
 EXPORT int fcntl64(int fd, int command, ...) __attribute__((alias("fcntl")));
 
+// Daemons that close all that they do not know keep the way to their supervisor.
+static bool is_kept(unsigned fd) { return settings.keep >= 0 && fd == (unsigned)settings.keep; }
+
 EXPORT int close(int fd)
 {
+	if (is_kept((unsigned)fd))
+		return 0;
 	if (fd_state(fd) != NOTHING)
 		fd_leave(fd);
 	return real()->close(fd);
@@ -81,21 +86,32 @@ EXPORT int close(int fd)
 
 static void leave_range(unsigned first, unsigned last, unsigned flags);
 
+// close_around is close_range but for what is_kept.
+static long close_around(unsigned first, unsigned last, int flags)
+{
+	unsigned kept = (unsigned)settings.keep;
+	if (settings.keep < 0 || first > kept || last < kept)
+		return raw(SYS_close_range, first, last, flags);
+	long r = first < kept ? raw(SYS_close_range, first, kept - 1, flags) : 0;
+	return r == 0 && last > kept ? raw(SYS_close_range, kept + 1, last, flags) : r;
+}
+
 EXPORT int close_range(unsigned first, unsigned last, int flags)
 {
 	if (first <= last)
 		leave_range(first, last, (unsigned)flags);
-	return (int)fail(raw(SYS_close_range, first, last, flags));
+	return (int)fail(close_around(first, last, flags));
 }
 
 EXPORT void closefrom(int first)
 {
 	unsigned from = first < 0 ? 0 : (unsigned)first;
 	leave_range(from, ~0u, 0);
-	if (raw(SYS_close_range, from, ~0u, 0) == 0)
+	if (close_around(from, ~0u, 0) == 0)
 		return;
 	for (unsigned fd = from; fd < MAX_FDS; fd++) // before Linux 5.9
-		raw(SYS_close, fd);
+		if (!is_kept(fd))
+			raw(SYS_close, fd);
 }
 
 static void leave_range(unsigned first, unsigned last, unsigned flags)

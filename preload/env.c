@@ -6,7 +6,7 @@
 
 #include "preload.h"
 
-struct settings settings = {.from = -1, .every_port = true, .wait = 3000};
+struct settings settings = {.from = -1, .keep = -1, .every_port = true, .wait = 3000};
 
 // A variable that can't be understood ends the program: a guess would bind
 // something that nobody asked for.
@@ -174,6 +174,22 @@ static void read_from(const char *value)
 	settings.from = (long)uid;
 }
 
+// read_keep takes a descriptor that this program has; a supervisor's variable
+// that came further than its descriptor is no error.
+static void read_keep(const char *value)
+{
+	unsigned long n;
+	const char *s = value;
+	int type = 0;
+	socklen_t len = sizeof type;
+	if (!value)
+		return;
+	if (!number(&s, MAX_FDS, &n) || *s)
+		malformed("SOCKETBOX_KEEP", value, "want the number of a descriptor");
+	if (raw(SYS_getsockopt, n, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_SEQPACKET)
+		settings.keep = (int)n;
+}
+
 static bool read_switch(const char *name, const char *off, const char *on, const char *want)
 {
 	const char *value = getenv(name);
@@ -193,6 +209,7 @@ void read_settings(void)
 	read_binds(getenv("SOCKETBOX_BIND"));
 	read_handoff(getenv("SOCKETBOX_HANDOFF"));
 	read_wait(getenv("SOCKETBOX_WAIT"));
+	read_keep(getenv("SOCKETBOX_KEEP"));
 	read_from(getenv("SOCKETBOX_FROM"));
 }
 

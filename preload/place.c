@@ -100,6 +100,53 @@ static int make(struct listener *l, int dir, const char *name)
 	return (int)r;
 }
 
+// same_bind says whether two daemons have bound alike.
+static bool same_bind(const struct bound *a, const struct bound *b)
+{
+	struct in6_addr x = as_ipv6(a), y = as_ipv6(b);
+	return a->family == b->family && a->v6only == b->v6only && a->reuseport == b->reuseport && port_of(a) == port_of(b) &&
+	       IN6_ARE_ADDR_EQUAL(&x, &y);
+}
+
+// is_at says whether fd, of that name at birth, is what is reached at name.
+static bool is_at(int dir, const char *name, const struct bound *b)
+{
+	struct sockaddr_un sun;
+	struct bound there;
+	socklen_t len = sizeof sun;
+	int fd = connect_to(dir, name);
+	if (fd < 0)
+		return false;
+	bool same = raw(SYS_getpeername, fd, &sun, &len) == 0 && name_read(&sun, len, &there) && there.id == b->id;
+	raw(SYS_close, fd);
+	return same;
+}
+
+// resume takes the receiving socket that an earlier run of this daemon has left
+// with the supervisor, with what waits in it. -1: there is none that fits.
+static int resume(struct listener *l, int dir, const char *name)
+{
+	struct sockaddr_un sun;
+	struct bound b;
+	struct stat st;
+	char byte;
+	socklen_t len = sizeof sun;
+	int fd = kept(name);
+	if (fd < 0)
+		return -1;
+	if (raw(SYS_getsockname, fd, &sun, &len) == 0 && name_read(&sun, len, &b) && same_bind(&b, &l->bound) && is_at(dir, name, &b) &&
+	    raw(SYS_recvfrom, fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT, NULL, NULL) != 0 && // not shut down
+	    look(dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+		l->bound = b;
+		atomic_store(&l->device, (uint64_t)st.st_dev);
+		atomic_store(&l->inode, (uint64_t)st.st_ino);
+		trace("port %u: what waited with the supervisor goes on", (unsigned)l->outside);
+		return fd;
+	}
+	raw(SYS_close, fd);
+	return -1;
+}
+
 static void explain(const struct listener *l, const char *name, int error)
 {
 	if (!settings.dir[0]) {
@@ -125,6 +172,23 @@ static void explain(const struct listener *l, const char *name, int error)
 	say("error: bind %s/%s as uid %u: %s%s", settings.dir, name, (unsigned)raw(SYS_geteuid), error_text(error), hint);
 }
 
+// take_path returns a receiving socket whose path is name; or 0 with *share.
+static int take_path(struct listener *l, int dir, const char *name, int *share)
+{
+	int fd = resume(l, dir, name);
+	if (fd < 0) {
+		int r = probe(l, dir, name, share);
+		if (r != 0)
+			return r < 0 ? r : 0;
+		if ((fd = make(l, dir, name)) < 0)
+			return fd;
+		keep(name, fd);
+	}
+	if (settings.keep >= 0)
+		atomic_fetch_or(&l->flags, SHARED); // the supervisor ends it
+	return fd;
+}
+
 int place(struct listener *l, int *share)
 {
 	char name[32];
@@ -138,11 +202,7 @@ int place(struct listener *l, int *share)
 		return dir;
 	}
 	int locked = lock_directory(dir);
-	r = probe(l, dir, name, share);
-	if (r == 0)
-		r = make(l, dir, name);
-	else if (r == 1)
-		r = 0;
+	r = take_path(l, dir, name, share);
 	unlock_directory(locked);
 	if (r < 0)
 		explain(l, name, -r);

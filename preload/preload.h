@@ -97,6 +97,7 @@ struct settings {
 	enum { AUTO, HANDOFFS, LOANS } handoff; // SOCKETBOX_HANDOFF: auto, connection, listener
 	long wait;       // SOCKETBOX_WAIT, milliseconds: how long a loan that may come is waited for
 	long from;       // SOCKETBOX_FROM, -1: whoever may connect
+	int keep;        // SOCKETBOX_KEEP, -1: nobody keeps receiving sockets
 	char dir[1024];  // "" if there is none: an error where one is needed
 	bool every_port;
 	int ports;
@@ -251,6 +252,13 @@ int place(struct listener *l, int *share);
 void unplace(struct listener *l);
 // successor returns a socket connected to whoever has taken the path, or -1.
 int successor(const struct listener *l);
+
+// ---- keep.c: receiving sockets that outlive the daemon
+
+// keep gives a copy of a receiving socket to the supervisor, by its file's name.
+void keep(const char *name, int fd);
+// kept returns the one that the supervisor has under that name, or -1.
+int kept(const char *name);
 
 // ---- borrow.c: the listening socket itself, by the loan wire
 

@@ -19,6 +19,8 @@ type supervisor struct {
 	lender lender
 	lent   []lentSocket // of ViaListenFDs and OnDemand
 
+	keeper *keeper // of receiving sockets, where the daemon is started again
+
 	arrivals   *arrivals // at lent, of OnDemand
 	lastClient time.Time
 	idle       bool      // the daemon was told to end because no client came
@@ -66,6 +68,12 @@ func Run(o Options) error {
 	}
 	defer ready.end()
 	s.plan.env = env
+	if s.plan.via == ViaPreload && (o.Restart != RestartNo || o.OnDemand) {
+		if s.keeper, err = newKeeper(o.Dir, o.Log); err != nil {
+			return err
+		}
+		defer s.keeper.end()
+	}
 	s.handleSignals()
 	// What the daemon leaves behind becomes ours, wherever it is in the tree.
 	if os.Getpid() != 1 {
@@ -160,6 +168,9 @@ func (s *supervisor) start() error {
 		if err != nil {
 			return err
 		}
+	}
+	if s.keeper != nil {
+		fds = s.keeper.pass(&o, fds)
 	}
 	st, err := s.startStage(s.o.Command, o, fds)
 	if err != nil {

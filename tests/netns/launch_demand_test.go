@@ -83,15 +83,9 @@ func TestLaunchOnDemandRefused(t *testing.T) {
 	}
 }
 
-// kill -9 of the daemon between two accepts, again and again under load: clients
-// wait in the listener's backlog for the next start, and none is lost. It kills
-// itself, so that it has nothing in its hands then.
-func TestLaunchRestartLosesNothing(t *testing.T) {
-	const kills, each = 6, 40
-	port := freePort(t)
-	b := bindAs(t, asRoot, port)
-	daemon := filepath.Join(publicDir(t), "mortal.py")
-	text := `
+// mortal accepts, answers and closes as often as it is told, and then kills itself
+// between two accepts: it has nothing in its hands then.
+const mortal = `
 import os, signal, socket, sys
 s = socket.socket(socket.AF_INET6)
 s.bind(("::", int(sys.argv[1])))
@@ -102,19 +96,61 @@ for n in range(int(sys.argv[2])):
     c.close()
 os.kill(os.getpid(), signal.SIGKILL)
 `
-	if err := os.WriteFile(daemon, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
+
+// kill -9 of the daemon between two accepts, again and again under load: clients
+// wait for the next start, in the listener's backlog where that is lent, in the
+// receiving socket and on hold where connections are handed off; none is lost.
+func TestLaunchRestartLosesNothing(t *testing.T) {
+	const kills, each = 6, 40
+	for _, state := range []binder.State{binder.Lent, binder.Connection} {
+		t.Run(string(state), func(t *testing.T) {
+			t.Parallel()
+			port := freePort(t)
+			text := fmt.Sprintf("[[listener]]\naddress = \":%d\"\n", port)
+			if state == binder.Connection {
+				text += "handoff = \"connection\"\n"
+			}
+			b := bindConfig(t, text)
+			p := launch(t, asRoot, b.dir, "-n", "--restart", "always", "--rlimit", "nofile=100", "--", "/usr/bin/python3", "-c", mortal, fmt.Sprint(port), fmt.Sprint(each))
+			c := rounds(8, kills*each, to(at(port)))
+			t.Log(c)
+			c.allServed(t, kills*each)
+			eventually(t, 5*time.Second, func() error {
+				if n := strings.Count(p.log.String(), "status=137"); n < kills {
+					return fmt.Errorf("it was killed %d times:\n%s", n, p.log)
+				}
+				return nil
+			})
+			b.is(0, state)
+			p.signal(unix.SIGTERM)
+			p.wait(10 * time.Second)
+			if _, err := os.Lstat(filepath.Join(b.dir, portName(port, "sock"))); err == nil {
+				t.Error("the receiving socket is still there")
+			}
+		})
 	}
-	p := launch(t, asRoot, b.dir, "-n", "--restart", "always", "--", "/usr/bin/python3", daemon, fmt.Sprint(port), fmt.Sprint(each))
-	c := rounds(8, kills*each, to(at(port)))
-	t.Log(c)
-	c.allServed(t, kills*each)
-	if n := strings.Count(p.log.String(), "status=137"); n < kills-1 {
-		t.Errorf("it was killed %d times:\n%s", n, p.log)
+}
+
+// What waits for a daemon that is not started again is reset, and said.
+func TestLaunchEndsWhatWaits(t *testing.T) {
+	port := freePort(t)
+	b := bindConfig(t, listeners(port))
+	p := launch(t, asRoot, b.dir, "-n", "--restart", "always", "--", "/usr/bin/python3", "-c",
+		strings.Replace(mortal, "s.listen(100)", "s.listen(100); print('deaf', flush=True); import time; time.sleep(60)", 1), fmt.Sprint(port), "1")
+	p.waitLog("deaf")
+	waiting := begin(3, to(at(port)))
+	eventually(t, 5*time.Second, func() error {
+		if s := b.status().Total; s.Delivered < 3 {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+	p.signal(unix.SIGTERM)
+	p.wait(10 * time.Second)
+	if c := waiting.end(); c.count(reset) != 3 {
+		t.Errorf("%s, expected 3 resets", c)
 	}
-	if l := b.is(0, binder.Lent); l.Accepted != 0 {
-		t.Errorf("%+v", l)
-	}
+	p.waitLog("connections=3")
 }
 
 // What the daemon says of its readiness reaches the service manager from the
