@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,6 +28,7 @@ type flags struct {
 	timeout, killAfter        time.Duration
 	logFormat, logLevel       string
 	logConnections            bool
+	wait                      bool
 }
 
 func (f *flags) define(c *cobra.Command) {
@@ -36,6 +38,7 @@ func (f *flags) define(c *cobra.Command) {
 
 	s.StringVarP(&f.socket, "socket", "s", "", "receive on the Unix socket `PATH`")
 	s.Uint16VarP(&f.port, "port", "p", 0, "receive what comes to port `N`: on N.sock in the socket directory (default: default.sock, whatever has no receiver of its own)")
+	s.BoolVar(&f.wait, "wait", false, "run one program at a time, which gets the listening (or UDP) socket itself as 0 and 1; with --port, or --socket PATH of the loan")
 	s.StringVar(&f.dir, "dir", "", "socket `DIR` (default $SOCKETBOX_DIR; else /run/socketbox, not root: $XDG_RUNTIME_DIR/socketbox)")
 	s.StringVar(&f.rights.Mode, "mode", "0660", "`MODE` of the receiving socket, whatever the umask")
 	s.StringVar(&f.rights.Group, "group", "", "`GROUP` of the receiving socket (default: as the directory decides)")
@@ -85,6 +88,13 @@ func (f *flags) run(c *cobra.Command, args []string) error {
 	if err := f.parse(c, &o); err != nil {
 		return &usageError{err}
 	}
+	if f.wait {
+		path, err := f.loan()
+		if err != nil {
+			return err
+		}
+		return inetd.RunWait(o, path)
+	}
 	if o.Place, err = f.place(); err != nil {
 		return err
 	}
@@ -109,8 +119,35 @@ func (f *flags) check(c *cobra.Command) error {
 		return errors.New("--nice: want -20 to 19")
 	case f.timeout < 0 || f.killAfter < 0:
 		return errors.New("--timeout, --kill-after: a time can't be negative")
+	case f.wait:
+		return f.checkWait(given)
 	}
 	return nil
+}
+
+// checkWait refuses what a program with the listening socket is out of reach of.
+func (f *flags) checkWait(given func(string) bool) error {
+	if !given("port") && !given("socket") {
+		return errors.New("--wait: whose socket? give --port N, or --socket PATH")
+	}
+	for _, name := range []string{"mode", "group", "from", "max", "max-per-source", "rate", "log-connections"} {
+		if given(name) {
+			return fmt.Errorf("--%s is about single connections, which the program accepts by itself with --wait", name)
+		}
+	}
+	return nil
+}
+
+// loan finds the path at which the listener is lent.
+func (f *flags) loan() (string, error) {
+	if f.socket != "" {
+		return filepath.Abs(f.socket)
+	}
+	place, err := receive.PlaceFor("", f.port, f.dir, os.Getenv)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(filepath.Dir(place.Path), fmt.Sprintf("%d.listener", f.port)), nil
 }
 
 // parse reads the flags that have a form of their own.

@@ -18,41 +18,20 @@ type lentSocket struct {
 	port uint16
 }
 
-// forms are the kinds of socket that a listener may be, in the order in which
-// they are asked for. The first one takes both families, and then the others
-// are not asked for; nor is UDP where there is TCP.
-var forms = []handoff.Form{
-	{Domain: unix.AF_INET6, Type: unix.SOCK_STREAM},
-	{Domain: unix.AF_INET6, Type: unix.SOCK_STREAM, V6Only: true},
-	{Domain: unix.AF_INET, Type: unix.SOCK_STREAM},
-	{Domain: unix.AF_INET6, Type: unix.SOCK_DGRAM},
-	{Domain: unix.AF_INET6, Type: unix.SOCK_DGRAM, V6Only: true},
-	{Domain: unix.AF_INET, Type: unix.SOCK_DGRAM},
-}
-
 // showOf makes a socket of a form, to show it to a lender.
 func showOf(f handoff.Form) (*shown, error) {
-	own, err := unix.Socket(f.Domain, f.Type|unix.SOCK_CLOEXEC, 0)
+	own, err := f.Socket()
 	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
-	}
-	if f.Domain == unix.AF_INET6 {
-		only := 0
-		if f.V6Only {
-			only = 1
-		}
-		if err := unix.SetsockoptInt(own, unix.SOL_IPV6, unix.IPV6_V6ONLY, only); err != nil {
-			unix.Close(own)
-			return nil, os.NewSyscallError("setsockopt IPV6_V6ONLY", err)
-		}
+		return nil, err
 	}
 	return &shown{own: own, form: f, real: true}, nil
 }
 
 // borrowPort borrows what there is for a port of the daemon: one socket of
-// both families, or one of each. A refusal is the error if there is none.
+// both families, or one of each; UDP only where there is no TCP. A refusal is the
+// error if there is none.
 func (l lender) borrowPort(inside, outside uint16) (got []lentSocket, refusal error) {
-	for _, f := range forms {
+	for _, f := range handoff.Forms {
 		if len(got) > 0 && f.Type == unix.SOCK_DGRAM {
 			break
 		}
