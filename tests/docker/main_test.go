@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 			*path = absolute
 		}
 	}
-	for _, file := range []string{"socketbox", "libsocketbox-preload.so"} {
+	for _, file := range []string{"socketbox", "socketbox-launch", "socketbox-inetd", "libsocketbox-preload.so"} {
 		if _, err := os.Stat(filepath.Join(*bin, file)); err != nil {
 			fmt.Fprintln(os.Stderr, "tests/docker needs what `make build` makes:", err)
 			os.Exit(1)
