@@ -17,6 +17,7 @@
 //	nat64.go        destinations in the address that was dialled
 //	relay.go        Run: from options to workers, signals, the end
 //	worker.go       a worker's loop
+//	confine.go      what is given up before the first connection
 //	intake.go       receiving and accepting
 //	limits.go       --max, --max-per-source
 //	connection.go   a connection's life

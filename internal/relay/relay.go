@@ -56,6 +56,9 @@ func Run(o Options) error {
 	if err := r.startWorkers(); err != nil {
 		return err
 	}
+	if err := r.confine(); err != nil {
+		return err
+	}
 	r.ready()
 	return r.loop()
 }

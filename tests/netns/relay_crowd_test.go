@@ -471,3 +471,40 @@ func manyFiles(t *testing.T) int {
 	t.Cleanup(func() { unix.Setrlimit(unix.RLIMIT_NOFILE, &files) })
 	return want
 }
+
+// What the relay does not need it has given up before it says that it relays: no
+// thread has a capability but for what its options take, and none can be gained.
+func TestRelayGivesUp(t *testing.T) {
+	needRoot(t)
+	ns := ipNetns(t)
+	for _, c := range []struct {
+		args []string
+		want string // CapEff
+	}{
+		{[]string{"--to", "127.0.0.1:9"}, "0000000000000000"},
+		{[]string{"--netns", ns.name}, "0000000000000000"},
+		{[]string{"--netns", "/run/netns/{listener}"}, "0000000000200000"},     // SYS_ADMIN
+		{[]string{"--to", "127.0.0.1:9", "--transparent"}, "0000000000001000"}, // NET_ADMIN
+	} {
+		b := bindConfig(t, listeners(freePort(t)))
+		r := relay(t, here(), append([]string{"--dir", b.dir}, c.args...)...)
+		for _, task := range tasks(t, r.pid()) {
+			text, err := os.ReadFile(filepath.Join(task, "status"))
+			if err != nil {
+				continue // a thread of the runtime that has ended
+			}
+			for _, line := range []string{"CapEff:\t" + c.want, "CapPrm:\t" + c.want, "CapBnd:\t" + c.want, "CapInh:\t0000000000000000", "NoNewPrivs:\t1"} {
+				if !strings.Contains(string(text), "\n"+line+"\n") {
+					t.Errorf("%v: %s has not %q", c.args, task, line)
+				}
+			}
+		}
+		r.signal(unix.SIGTERM)
+		if status := r.wait(10 * time.Second); status != 0 {
+			t.Errorf("exit status %d", status)
+		}
+		if _, err := os.Lstat(filepath.Join(b.dir, "default.sock")); err == nil {
+			t.Errorf("%v: the receiving socket is still there", c.args)
+		}
+	}
+}
