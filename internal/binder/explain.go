@@ -3,6 +3,7 @@ package binder
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -311,37 +312,77 @@ func (e *Explanation) probe(d config.Destination, place int, facts rule.Facts, h
 	t := e.Target
 	t.Candidates = []Candidate{}
 	var dead *Candidate
+	live := map[int]string{} // paths by place
 	templates := d.Sockets
 	if d.Paths != nil {
 		templates = []rule.Template{d.Paths.At(place)}
 	}
-	for _, template := range templates {
+	for i, template := range templates {
 		dir, paths := expandPaths(template, facts)
 		if !isDirectory(dir) {
 			t.Candidates = append(t.Candidates, Candidate{Path: dir + "/", State: "no directory"})
 			continue
 		}
-		for _, path := range paths {
-			c := Candidate{Path: path, State: "not looked at"}
-			if e.Verdict == "" && dead == nil {
-				c.State, c.Detail = probe(path)
+		found := probePlace(paths)
+		t.Candidates = append(t.Candidates, found...)
+		for _, c := range found {
+			if !c.Chosen {
+				continue
 			}
-			t.Candidates = append(t.Candidates, c)
-			last := &t.Candidates[len(t.Candidates)-1]
-			switch c.State {
-			case "live":
-				last.Chosen = true
-				e.Verdict, e.Outcome = verdictDelivered, "it is delivered to "+path
-			case "dead", "denied":
-				copied := c
-				dead = &copied
-				last.Chosen = true
+			if c.State == "live" {
+				live[i] = c.Path
+			} else if dead == nil {
+				dead = &c
 			}
 		}
 	}
-	if e.Verdict == "" {
+	if len(live) == 0 {
 		e.undelivered(dead, hold)
+		return
 	}
+	e.Verdict, e.Outcome = verdictDelivered, "it is delivered to "+e.balance(d.Balance, live, facts.Remote)
+}
+
+// probePlace looks at the paths of one socket or socket directory, up to the
+// first that anything is at, which is the chosen one.
+func probePlace(paths []string) []Candidate {
+	var all []Candidate
+	found := false
+	for _, path := range paths {
+		c := Candidate{Path: path, State: "not looked at"}
+		if !found {
+			c.State, c.Detail = probe(path)
+			found = c.State != "missing"
+			c.Chosen = found
+		}
+		all = append(all, c)
+	}
+	return all
+}
+
+// balance marks as chosen the one of several live places that takes a
+// connection, and says which that is.
+func (e *Explanation) balance(b rule.Balance, live map[int]string, client netip.Addr) string {
+	places := slices.Sorted(maps.Keys(live))
+	best := places[0]
+	switch {
+	case len(places) == 1:
+	case b == rule.RoundRobin:
+		return fmt.Sprintf("one of %d receivers in turn (round-robin)", len(places))
+	case b == rule.SourceHash && !client.IsValid():
+		return fmt.Sprintf("one of %d receivers, by its address (source-hash)", len(places))
+	case b == rule.SourceHash:
+		for _, i := range places {
+			if rule.HashWeight(client, i) > rule.HashWeight(client, best) {
+				best = i
+			}
+		}
+	}
+	for i := range e.Target.Candidates {
+		c := &e.Target.Candidates[i]
+		c.Chosen = c.Path == live[best]
+	}
+	return live[best]
 }
 
 // undelivered says what becomes of a connection that nobody receives now.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -234,7 +235,11 @@ func targetPath(d config.Destination) string {
 	case len(d.Sockets) == 0:
 		return ""
 	}
-	return filepath.Clean(d.Sockets[0].String()) + dirMark(d.Sockets[0])
+	var paths []string
+	for _, s := range d.Sockets {
+		paths = append(paths, filepath.Clean(s.String())+dirMark(s))
+	}
+	return strings.Join(paths, ", ")
 }
 
 func dirMark(t rule.Template) string {

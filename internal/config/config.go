@@ -54,6 +54,7 @@ type Listener struct {
 type Target struct {
 	Name    string // "main", a name, or the path of a rule that names one
 	Sockets []rule.Template
+	Balance rule.Balance // where there are several
 	Hold    rule.Hold
 	Line    int // in the file, 0 if there is none
 }
@@ -67,8 +68,9 @@ const (
 // Destination is what the binder needs to know of a target: where it is.
 type Destination struct {
 	Name    string
-	Sockets []rule.Template // exactly one in this version
-	Paths   *rule.Paths     // instead: of a table
+	Sockets []rule.Template
+	Balance rule.Balance // where there are several
+	Paths   *rule.Paths  // instead: of a table
 }
 
 // Place returns path i of those to choose from; not ok if there are fewer.
@@ -163,12 +165,12 @@ func (c *Config) Table() (*rule.Table, []Destination, error) {
 		for _, s := range sockets {
 			keys |= s.Keys()
 		}
-		t.Targets = append(t.Targets, rule.Target{Name: target.Name, Keys: keys, Hold: target.Hold, Places: len(sockets)})
-		ds = append(ds, Destination{Name: target.Name, Sockets: sockets})
+		t.Targets = append(t.Targets, rule.Target{Name: target.Name, Keys: keys, Hold: target.Hold, Places: len(sockets), Balance: target.Balance})
+		ds = append(ds, Destination{Name: target.Name, Sockets: sockets, Balance: target.Balance})
 	}
 	for _, table := range c.Tables {
 		t.Maps = append(t.Maps, rule.MapInfo{Name: table.Name, Target: table.Target})
-		ds[table.Target].Paths = &rule.Paths{}
+		ds[table.Target].Paths, t.Targets[table.Target].Balance = &rule.Paths{}, rule.ByMap
 		if table.Content != nil {
 			paths := table.Content.Paths
 			ds[table.Target].Paths = paths

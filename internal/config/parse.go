@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -214,11 +215,11 @@ func (p *parser) readTargets(top *section) {
 			s.doc.fail(s.node.keyOffset(), "", "%w", err)
 		}
 		sockets := readSockets(s)
-		s.choice("balance", "failover", []string{"failover"}, "round-robin", "source-hash")
+		balance := readBalance(s, len(sockets))
 		hold := readHold(s, p.hold)
 		s.refuseRest()
 		p.targets[name] = len(p.config.Targets)
-		p.config.Targets = append(p.config.Targets, Target{Name: name, Sockets: sockets, Hold: hold, Line: s.line()})
+		p.config.Targets = append(p.config.Targets, Target{Name: name, Sockets: sockets, Balance: balance, Hold: hold, Line: s.line()})
 	}
 }
 
@@ -252,10 +253,23 @@ func readSockets(s *section) []rule.Template {
 		if err != nil {
 			v.fail("%w", err)
 		}
-		if i == 1 {
-			v.fail("more than one socket in a target is not supported by this version")
+		if err == nil && slices.Contains(out, t) {
+			v.fail("%q is in the list already", text)
+		}
+		if i == rule.MaxPlaces {
+			v.fail("%d sockets, at most %d", len(values), rule.MaxPlaces)
 		}
 		out = append(out, t)
 	}
 	return out
+}
+
+// readBalance reads how a target chooses among its sockets.
+func readBalance(s *section, sockets int) rule.Balance {
+	words := []string{rule.Failover.String(), rule.RoundRobin.String(), rule.SourceHash.String()}
+	balance := rule.Balance(slices.Index(words, s.choice("balance", words[0], words)))
+	if sockets == 1 && balance != rule.Failover {
+		s.keyValue("balance").fail("the target has one socket: expected several, or no balance")
+	}
+	return balance
 }

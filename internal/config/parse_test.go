@@ -73,9 +73,9 @@ func TestParse(t *testing.T) {
 		},
 		Targets: []Target{
 			{Name: "main", Hold: base},
-			{"shop", template(t, "/run/socketbox/shop/"), rule.Hold{Connections: 7, Time: 0, Busy: time.Minute}, 57},
-			{"blog", template(t, "/run/blog.{port}.sock"), base, 61},
-			{"/run/tenant/{local}/", template(t, "/run/tenant/{local}/"), base, 35},
+			{"shop", template(t, "/run/socketbox/shop/"), 0, rule.Hold{Connections: 7, Time: 0, Busy: time.Minute}, 57},
+			{"blog", append(template(t, "/run/blog.{port}.sock"), template(t, "/run/blog/")...), rule.SourceHash, base, 61},
+			{"/run/tenant/{local}/", template(t, "/run/tenant/{local}/"), 0, base, 35},
 		},
 	}
 	want.Sum = got.Sum // TestParseEmpty has one
@@ -95,6 +95,15 @@ func TestParseEmpty(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
+}
+
+// manySockets lists n of them.
+func manySockets(n int) string {
+	var all []string
+	for i := range n {
+		all = append(all, fmt.Sprintf("\"/%03d\"", i))
+	}
+	return strings.Join(all, ", ")
 }
 
 // inListener and the others make one line of a test the second line of a file
@@ -235,10 +244,11 @@ func TestParseRefused(t *testing.T) {
 		{"[target.t]", "1:9: target \"t\": key sockets is missing: expected the path of a socket"},
 		{"[target.t]\nsockets = []", "2:1: sockets: the list is empty"},
 		{"[target.t]\nsockets = [1]", "2:12: sockets: expected the path of a socket, or of a socket directory with a trailing slash, got 1"},
-		{"[target.t]\nsockets = [\"/a\", \"/b\", \"/c\"]", "2:18: sockets: more than one socket in a target is not supported by this version"},
+		{"[target.t]\nsockets = [\"/a\", \"/b\", \"/a\"]", "2:24: sockets: \"/a\" is in the list already"},
+		{"[target.t]\nsockets = [" + manySockets(65) + "]", "2:524: sockets: 65 sockets, at most 64"},
 		{"[target.t]\nsockets = [\"a\"]", "2:12: sockets: path \"a\" is not absolute"},
-		{inTarget("balance = \"round-robin\""), "2:11: balance: \"round-robin\" is not supported by this version: expected \"failover\""},
-		{inTarget("balance = \"x\""), "2:11: balance: \"x\": expected \"failover\""},
+		{inTarget("balance = \"round-robin\""), "2:11: balance: the target has one socket: expected several"},
+		{inTarget("balance = \"x\""), "2:11: balance: \"x\": expected \"failover\", \"round-robin\" or \"source-hash\""},
 		{inTarget("hold.time = \"x\""), "2:13: time: \"x\": expected a duration"},
 		{inTarget("hodl = 1"), "2:1: unknown key \"hodl\" in target \"t\": expected sockets, balance, hold"},
 		{"[target.reject]\nsockets = \"/x\"", "1:9: target name \"reject\" is reserved"},
@@ -382,7 +392,7 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%d destinations for %d targets", len(destinations), len(table.Targets))
 		}
 		for _, d := range destinations {
-			if len(d.Sockets) != 1 {
+			if len(d.Sockets) == 0 && d.Paths == nil || len(d.Sockets) > rule.MaxPlaces {
 				t.Fatalf("destination %+v", d)
 			}
 		}

@@ -107,17 +107,14 @@ func (s *section) text(key string) (string, value, bool) {
 	return text, v, ok
 }
 
-// choice reads a string that is one of a few. Some of them are known but not
-// supported by this version.
-func (s *section) choice(key, absent string, allowed []string, later ...string) string {
+// choice reads a string that is one of a few.
+func (s *section) choice(key, absent string, allowed []string) string {
 	text, v, ok := s.text(key)
 	switch {
 	case !ok:
 		return absent
 	case slices.Contains(allowed, text):
 		return text
-	case slices.Contains(later, text):
-		v.fail("%q is not supported by this version: expected %s", text, quoted(allowed))
 	default:
 		v.fail("%q: expected %s", text, quoted(allowed))
 	}

@@ -138,7 +138,8 @@ func (w *worker) connectDirect(l *listener) {
 		return
 	}
 	l.sole = index
-	l.limited = index >= 0 && !w.plan.Table.Rules[index].Sessions.IsZero()
+	t := &w.plan.Table.Targets[c.target]
+	l.looks = index >= 0 && !w.plan.Table.Rules[index].Sessions.IsZero() || t.Balanced() && t.Balance == rule.SourceHash
 	for _, c.family = range l.families() {
 		if r := w.routeFor(w.keyOf(&c)); r != nil {
 			r.direct = true

@@ -24,7 +24,7 @@ type listener struct {
 	// family goes to this route, by rule sole (-1: none).
 	direct  [privsep.Unix + 1]*route
 	sole    int
-	limited bool // rule sole has a limit, for which each connection has to be looked at
+	looks   bool // at each connection nevertheless: rule sole has a limit, or its target goes by the client's address
 	asks    bool // getsockname is needed: a rule or target looks at what the client dialled
 	removed bool // by a reload
 	lately  int  // connections that came at once, less one

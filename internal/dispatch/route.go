@@ -22,7 +22,9 @@ type route struct {
 	key    privsep.Key
 	sink   *sink
 	asked  bool
-	direct bool // some listener points at it
+	direct bool   // some listener points at it
+	group  *group // that it leads to, or is a place of; nil for a target of one place
+	absent bool   // a place whose directory does not exist
 }
 
 // connection is one that was accepted and has not left yet.
@@ -48,7 +50,7 @@ func (w *worker) take(l *listener, fd int) {
 		mapped = false
 	}
 	c := connection{fd: fd, l: l, family: family, mapped: mapped, rule: l.sole}
-	if r := l.direct[family]; r != nil && !l.limited && !w.plan.LogConnections && !w.tracing() {
+	if r := l.direct[family]; r != nil && !l.looks && !w.plan.LogConnections && !w.tracing() {
 		c.target, c.route = int(r.key.Target), r
 	} else {
 		c.facts = w.facts(l, fd)
@@ -131,6 +133,9 @@ func (w *worker) lead(c *connection) bool {
 func (w *worker) keyOf(c *connection) privsep.Key {
 	keys := w.plan.Table.Targets[c.target].Keys
 	k := privsep.Key{Target: uint32(c.target), Place: c.place}
+	if w.plan.Table.Targets[c.target].Balanced() {
+		k.Place = rule.AnyPlace
+	}
 	if keys&rule.KeyPort != 0 {
 		k.Port = c.facts.Port
 	}
@@ -161,16 +166,28 @@ func (w *worker) routeFor(k privsep.Key) *route {
 	if len(w.routes) >= 2*maxRoutes {
 		return nil
 	}
-	w.lastRoute++
-	r := &route{id: w.lastRoute, key: k}
+	if k.Place == rule.AnyPlace {
+		return w.makeGroup(k)
+	}
+	r := w.newRoute(k, nil)
 	w.assign(r, newSink(0))
+	return r
+}
+
+// newRoute makes a route that nobody has asked for yet; g is the group that it
+// leads to or is a place of.
+func (w *worker) newRoute(k privsep.Key, g *group) *route {
+	w.lastRoute++
+	r := &route{id: w.lastRoute, key: k, group: g}
 	w.routes[k], w.routeByID[r.id] = r, r
 	return r
 }
 
 // ask has the binder resolve r, once.
 func (w *worker) ask(r *route) {
-	if !r.asked {
+	if r.leadsGroup() {
+		w.askGroup(r.group)
+	} else if !r.asked {
 		r.asked = true
 		w.tell(privsep.Message{Kind: privsep.Want, ID: r.id, Key: r.key})
 	}
@@ -179,15 +196,12 @@ func (w *worker) ask(r *route) {
 // assign makes s the sink of r. A sink that loses its last route is closed.
 func (w *worker) assign(r *route, s *sink) {
 	old := r.sink
-	r.sink = s
-	s.routes++
-	if old == nil || old == s {
-		if old == s {
-			s.routes--
-		}
+	if old == s {
 		return
 	}
-	if old.routes--; old.routes == 0 {
+	r.sink = s
+	s.join(r)
+	if old != nil && old.part(r) {
 		w.closeSink(old)
 	}
 }
@@ -197,18 +211,23 @@ func (w *worker) assign(r *route, s *sink) {
 // keys are seen once.
 func (w *worker) forgetRoute() {
 	for _, r := range w.routes {
-		if !r.direct && r.sink.queue.len() == 0 {
-			w.dropRoute(r)
-			w.tell(privsep.Message{Kind: privsep.Drop, ID: r.id})
+		if r.direct || r.sink.queue.len() > 0 || r.isPlace() {
+			continue
+		}
+		if r.leadsGroup() {
+			w.dropGroup(r.group)
 			return
 		}
+		w.dropRoute(r)
+		w.tell(privsep.Message{Kind: privsep.Drop, ID: r.id})
+		return
 	}
 }
 
 func (w *worker) dropRoute(r *route) {
 	delete(w.routes, r.key)
 	delete(w.routeByID, r.id)
-	if r.sink.routes--; r.sink.routes == 0 {
+	if r.sink.part(r) {
 		w.closeSink(r.sink)
 	}
 }
@@ -230,8 +249,11 @@ func (w *worker) tally(c *connection) *tally {
 // accept while s can't take, and the kernel's backlog holds the clients. While
 // the binder has not answered for any family yet, that is so, too.
 func (l *listener) solo(s *sink) bool {
+	if s.group != nil && s.group.balance == rule.SourceHash && s.state == privsep.Live {
+		return false // full is one place, and other clients have another one
+	}
 	for _, f := range l.families() {
-		if r := l.direct[f]; r == nil || r.sink != s && (s.id != 0 || r.sink.id != 0) {
+		if r := l.direct[f]; r == nil || r.sink != s && (s.id != 0 || r.sink.id != 0) && !bothWait(s, r.sink) {
 			return false
 		}
 	}
@@ -264,6 +286,10 @@ func (w *worker) routeMessage(m privsep.Message) {
 	for i := range moved {
 		w.enqueue(s, moved[i])
 	}
+	if r.isPlace() {
+		w.placeFound(r)
+		return
+	}
 	w.pump(s)
 	if old.id == 0 {
 		w.curtail(s)
@@ -291,6 +317,10 @@ func (w *worker) noTarget(r *route) {
 	w.settle(old)
 	r.asked = false
 	w.assign(r, newSink(0))
+	if r.isPlace() {
+		w.placeMissing(r)
+		return
+	}
 	w.release(old)
 	for i := range moved {
 		w.leave(&moved[i])

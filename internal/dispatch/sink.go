@@ -16,8 +16,10 @@ type sink struct {
 	id      uint32 // 0: a route's own, before the binder has answered
 	version uint32 // of the binder's last word on it
 	state   privsep.State
-	fd      int // owned; -1 if none
-	routes  int // that lead here
+	fd      int      // owned; -1 if none
+	routes  int      // that lead here
+	groups  []*group // of which some route that leads here is a place
+	group   *group   // whose own sink this is: on it waits what no place takes now
 	queue   queue
 	armed   bool      // in the epoll set: the receiver's queue is full
 	starved bool      // the next sweep tries again
@@ -29,10 +31,39 @@ type sink struct {
 
 func newSink(id uint32) *sink { return &sink{id: id, state: privsep.Absent, fd: -1} }
 
+// join counts that r leads to s; part that it does so no more, and returns true
+// where no other route does.
+func (s *sink) join(r *route) {
+	s.routes++
+	if r.isPlace() {
+		s.groups = append(s.groups, r.group)
+	}
+}
+
+func (s *sink) part(r *route) (last bool) {
+	s.routes--
+	if i := slices.Index(s.groups, r.group); r.isPlace() && i >= 0 {
+		s.groups = slices.Delete(s.groups, i, i+1)
+	}
+	return s.routes == 0
+}
+
+// known says whether the binder has answered where connections for s go.
+func (s *sink) known() bool {
+	if s.group != nil {
+		return s.group.known()
+	}
+	return s.id != 0
+}
+
 // place sends c to its route's sink, or holds it. It owns c.
 func (w *worker) place(c connection, t *tally) {
 	s := c.route.sink
-	if s.state == privsep.Live && s.queue.len() == 0 && w.send(s, &c, t) {
+	if s.group != nil {
+		if s.group.open() && w.spread(s.group, &c, t) {
+			return
+		}
+	} else if s.state == privsep.Live && s.queue.len() == 0 && w.send(s, &c, t) {
 		return
 	}
 	w.hold(s, c, t)
@@ -82,7 +113,7 @@ func (w *worker) hold(s *sink, c connection, t *tally) {
 	case s.expired:
 		w.fail(&c, CauseAbsent, unix.ECONNREFUSED)
 		return
-	case s.queue.len() >= limit && s.id != 0 && !w.draining:
+	case s.queue.len() >= limit && s.known() && !w.draining:
 		w.fail(&c, CauseHoldConnections, unix.EAGAIN)
 		return
 	case w.waiting >= w.plan.HoldTotal:
@@ -98,7 +129,7 @@ func (w *worker) hold(s *sink, c connection, t *tally) {
 	l := c.l
 	w.enqueue(s, c)
 	w.summon(s)
-	if s.id == 0 {
+	if !s.known() || s.group != nil {
 		w.ask(c.route)
 	}
 	if l.solo(s) && !w.draining && !slices.Contains(s.paused, l) {
@@ -110,7 +141,7 @@ func (w *worker) hold(s *sink, c connection, t *tally) {
 // reason is why connections wait for s, 0 while the binder has not answered.
 func (s *sink) reason() unix.Errno {
 	switch {
-	case s.id == 0:
+	case !s.known():
 		return 0
 	case s.state == privsep.Live:
 		return unix.EAGAIN
@@ -154,7 +185,11 @@ func (w *worker) leave(c *connection) *tally {
 // summon tells the binder that connections wait for an absent receiver, once
 // for each of the binder's words on it.
 func (w *worker) summon(s *sink) {
-	if s.state == privsep.Absent && s.id != 0 && !s.told {
+	if s.group != nil {
+		for _, r := range s.group.places {
+			w.summon(r.sink)
+		}
+	} else if s.state == privsep.Absent && s.id != 0 && !s.told {
 		s.told = true
 		w.tell(privsep.Message{Kind: privsep.Stuck, ID: s.id, Value: s.version})
 	}
@@ -162,6 +197,10 @@ func (w *worker) summon(s *sink) {
 
 // pump sends what waits for s, for as long as s takes it.
 func (w *worker) pump(s *sink) {
+	if s.group != nil {
+		w.pumpGroup(s.group)
+		return
+	}
 	for s.state == privsep.Live && s.queue.len() > 0 {
 		c := s.queue.front()
 		if !w.send(s, c, w.tally(c)) {
@@ -173,6 +212,9 @@ func (w *worker) pump(s *sink) {
 	if s.queue.len() > 0 {
 		w.summon(s)
 		return
+	}
+	for i := 0; i < len(s.groups); i++ { // a connection that is served meanwhile may have one forgotten
+		w.pumpGroup(s.groups[i])
 	}
 	w.settle(s)
 }
@@ -193,9 +235,16 @@ func (w *worker) settle(s *sink) {
 		w.resume(l)
 	}
 	if s.queue.len() == 0 {
-		w.disarm(s)
+		if !s.awaited() {
+			w.disarm(s)
+		}
 		delete(w.holding, s)
 	}
+}
+
+// awaited says whether connections wait at a group for room in s.
+func (s *sink) awaited() bool {
+	return slices.ContainsFunc(s.groups, func(g *group) bool { return g.route.sink.queue.len() > 0 })
 }
 
 // expire ends what has waited longer for s than its target allows.
@@ -244,6 +293,7 @@ func (w *worker) disconnect(s *sink) {
 	if s.queue.len() > 0 && s.since.IsZero() {
 		s.since = time.Now()
 	}
+	w.syncGroups(s)
 }
 
 // closeSink forgets a sink that no route leads to and nothing waits for.
@@ -268,6 +318,10 @@ func (w *worker) sinkMessage(m privsep.Message) {
 		s.fd, s.state = m.FDs[0], privsep.Live
 		s.since = time.Time{}
 	}
+	for _, g := range s.groups {
+		g.route.sink.expired = false
+	}
+	w.syncGroups(s)
 	w.pump(s)
 }
 

@@ -66,7 +66,7 @@ func TestEncodeRefused(t *testing.T) {
 		"reject beside a map":       func(t *Table) { t.Rules[2].Reject = true },
 		"map 0: target 3 of 3":      func(t *Table) { t.Maps[0].Target = 3 },
 		"65 maps":                   func(t *Table) { t.Maps = make([]MapInfo, 65) },
-		"balance 3":                 func(t *Table) { t.Targets[1].Balance = 3 },
+		"balance 4":                 func(t *Table) { t.Targets[1].Balance = 4 },
 		"-1 places":                 func(t *Table) { t.Targets[1].Places = -1 },
 		"rate of 1 connections":     func(t *Table) { t.Rules[0].Limit.Rate.Count = 1 },
 		"target 3 of 3":             func(t *Table) { t.Rules[0].Target = 3 },

@@ -47,7 +47,7 @@ func (t *Target) check() error {
 		return fmt.Errorf("unknown key %#x", uint8(t.Keys&^allKeys))
 	case t.Balance >= balances:
 		return fmt.Errorf("balance %d", t.Balance)
-	case t.Places < 0 || t.Places > MaxMapEntries:
+	case t.Places < 0 || t.Places > MaxMapEntries || t.Balanced() && t.Places > MaxPlaces:
 		return fmt.Errorf("%d places", t.Places)
 	case t.Hold.Connections < 0 || t.Hold.Connections > math.MaxInt32:
 		return fmt.Errorf("hold of %d connections", t.Hold.Connections)

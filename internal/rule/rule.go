@@ -58,6 +58,7 @@ const (
 	Failover   Balance = iota // the first
 	RoundRobin                // one after another
 	SourceHash                // by the client's address: always the same, as long as it lives
+	ByMap                     // the one that the map names
 	balances
 )
 
