@@ -1,6 +1,7 @@
 package binder
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -27,6 +28,7 @@ type ListenersDiff struct {
 	Added   []string `json:"added"`
 	Dropped []string `json:"dropped"`
 	Renamed []string `json:"renamed"` // kept, with another name
+	Changed []string `json:"changed"` // kept, with other limits
 }
 
 // Change is a line that comes ("+") or goes ("-").
@@ -40,7 +42,7 @@ type Change struct {
 // Empty says whether the reload would change nothing.
 func (d *Diff) Empty() bool {
 	l := d.Listeners
-	return len(d.Restart)+len(l.Added)+len(l.Dropped)+len(l.Renamed)+len(d.Rules)+len(d.Targets) == 0 && !d.Other
+	return len(d.Restart)+len(l.Added)+len(l.Dropped)+len(l.Renamed)+len(l.Changed)+len(d.Rules)+len(d.Targets) == 0 && !d.Other
 }
 
 // Compare returns what Reload of the same arguments would change. It changes
@@ -89,7 +91,7 @@ func (s *Status) compare(cfg *config.Config) (*Diff, error) {
 	})
 	var next []TargetStatus
 	for i, t := range table.Targets {
-		next = append(next, TargetStatus{Name: t.Name, Path: targetPath(destinations[i]), Limits: limitsOf(t)})
+		next = append(next, TargetStatus{Name: t.Name, Path: targetPath(destinations[i]), Balance: balanceOf(t), Limits: limitsOf(t)})
 	}
 	d.Targets = changes(s.Targets, next, func(t TargetStatus) Change { return Change{Text: t.describe()} })
 	d.Other = d.Empty() && s.ConfigSum != cfg.Sum
@@ -102,7 +104,18 @@ func (t TargetStatus) describe() string {
 	if t.Path != t.Name {
 		text += " at " + t.Path
 	}
+	if t.Balance != "" {
+		text += ", " + t.Balance
+	}
 	return fmt.Sprintf("%s, hold %d connections, %s, busy %s", text, t.Limits.Connections, t.Limits.Time, t.Limits.Busy)
+}
+
+// balanceOf is how a target chooses among several sockets, "" if it has one.
+func balanceOf(t rule.Target) string {
+	if !t.Balanced() {
+		return ""
+	}
+	return t.Balance.String()
 }
 
 func limitsOf(t rule.Target) Limits {
@@ -121,7 +134,7 @@ func (s *Status) needsRestart(cfg *config.Config) []string {
 }
 
 func (s *Status) compareListeners(cfg *config.Config) ListenersDiff {
-	d := ListenersDiff{Kept: []string{}, Added: []string{}, Dropped: []string{}, Renamed: []string{}}
+	d := ListenersDiff{Kept: []string{}, Added: []string{}, Dropped: []string{}, Renamed: []string{}, Changed: []string{}}
 	used := map[int]bool{}
 	for i := range cfg.Listeners {
 		next := cfg.Listeners[i].Description
@@ -133,6 +146,9 @@ func (s *Status) compareListeners(cfg *config.Config) ListenersDiff {
 			continue
 		case s.Listeners[k].Name != next.Name:
 			d.Renamed = append(d.Renamed, s.Listeners[k].Name+" is now "+next.Name)
+		}
+		if was, is := s.Listeners[k].Limits, cfg.Listeners[i].Limit.String(); was != is {
+			d.Changed = append(d.Changed, name+": "+cmp.Or(is, "no limit"))
 		}
 		used[k] = true
 		d.Kept = append(d.Kept, name)
@@ -242,7 +258,7 @@ func (d *Diff) Print(out io.Writer) error {
 	for _, part := range []struct {
 		sign  string
 		names []string
-	}{{"  listener kept     ", l.Kept}, {"~ listener renamed  ", l.Renamed}, {"+ listener added    ", l.Added}, {"- listener dropped  ", l.Dropped}} {
+	}{{"  listener kept     ", l.Kept}, {"~ listener renamed  ", l.Renamed}, {"~ listener changed  ", l.Changed}, {"+ listener added    ", l.Added}, {"- listener dropped  ", l.Dropped}} {
 		for _, name := range part.names {
 			w.printf("%s%s\n", part.sign, name)
 		}

@@ -36,6 +36,7 @@ func (s *Status) Print(out io.Writer) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.name(), r.Matches, r.Target, cells(r.Counts))
 	}
 	printSessionCounts(w, s.Rules)
+	s.printLimits(w)
 	fmt.Fprintln(w, "\nTARGET\tPATH\tSTATE\t"+counts+"\tWHY")
 	for _, t := range s.Targets {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", t.Name, t.Path, t.State, cells(t.Counts), why(t.Causes))
@@ -55,6 +56,23 @@ func printSessionCounts(w io.Writer, rules []RuleStatus) {
 			fmt.Fprintf(w, "%s%s\t%d\t%s\n", head, r.name(), r.Sessions.Live, r.Sessions.limit())
 			head = ""
 		}
+	}
+}
+
+// printLimits shows the rates of listeners and rules, if there are any.
+func (s *Status) printLimits(w io.Writer) {
+	head := "\nLIMIT OF\tIS\n"
+	line := func(of, limit string) {
+		if limit != "" {
+			fmt.Fprintf(w, "%s%s\t%s\n", head, of, limit)
+			head = ""
+		}
+	}
+	for _, l := range s.Listeners {
+		line("listener "+l.Name, l.Limits)
+	}
+	for _, r := range s.Rules {
+		line("rule "+r.name(), r.Limits)
 	}
 }
 

@@ -60,6 +60,8 @@ func verdictOn(cfg *config.Config, i int) verdict {
 		return verdict{Lent, "a UDP socket has no connections to hand off", true}
 	case l.Handoff == config.HandoffListener:
 		return verdict{Lent, `handoff = "listener"`, true}
+	case !l.Limit.IsZero():
+		return verdict{Connection, "it has a limit of rate, for which its connections are counted", true}
 	case l.Transparent:
 		return verdict{Connection, "a transparent listener has no port of its own", true}
 	}

@@ -78,6 +78,7 @@ type ListenerStatus struct {
 	Borrowers   []BorrowerStatus   `json:"borrowers"` // the last few of them
 	dispatch.Counts
 	HandOff *Times `json:"hand_off_time,omitempty"` // from accept to hand-off
+	Limits  string `json:"limits,omitempty"`        // for people
 }
 
 // RuleStatus is a rule with what it took since the configuration was loaded;
@@ -95,9 +96,10 @@ type RuleStatus struct {
 
 // TargetStatus is a target with its counts. Waiting is its queue here.
 type TargetStatus struct {
-	Name  string `json:"name"`
-	Path  string `json:"path"`
-	State string `json:"state"` // "live", "absent", "mixed", "unasked": no client has needed it yet
+	Name    string `json:"name"`
+	Path    string `json:"path"`
+	Balance string `json:"balance,omitempty"` // where it has several sockets
+	State   string `json:"state"`             // "live", "absent", "mixed", "unasked": no client has needed it yet
 	dispatch.Counts
 	Causes map[string]uint64 `json:"causes,omitempty"`    // why they failed
 	Hold   *Times            `json:"hold_time,omitempty"` // of those that were held
@@ -188,6 +190,7 @@ func (b *binder) status() *Status {
 			Name: l.description.Name, Address: l.description.String(), Namespace: l.namespace, Description: l.description,
 			Queue: queue, Backlog: backlog, Guarded: l.guarded, Counts: counts, HandOff: newTimes(l.handOff.Add(t.counters.HandOff(i).Snapshot())),
 		}
+		ls.Limits = t.plan.Listeners[i].Limit.String()
 		ls.loanStatus(l.standing)
 		s.Listeners = append(s.Listeners, ls)
 	}
@@ -203,7 +206,7 @@ func (b *binder) status() *Status {
 	states := statesOf(s.Paths)
 	for i, target := range t.plan.Table.Targets {
 		s.Targets = append(s.Targets, TargetStatus{
-			Name: target.Name, Path: targetPath(t.destinations[i]), State: states.of(target.Name),
+			Name: target.Name, Path: targetPath(t.destinations[i]), Balance: balanceOf(target), State: states.of(target.Name),
 			Counts: sum.Counts[target.Name], Causes: sum.Causes[target.Name], Hold: newTimes(sum.Hold[target.Name]),
 			Limits: limitsOf(target),
 		})

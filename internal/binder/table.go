@@ -71,6 +71,7 @@ func (b *binder) makeTable(cfg *config.Config, listeners []*listener, maps []*ma
 		}
 		t.allowed = append(t.allowed, who)
 		p := planOf(l)
+		p.Limit = cfg.Listeners[i].Limit
 		p.Kept = l.standing.under(verdictOn(cfg, i)).state != Connection
 		t.plan.Listeners = append(t.plan.Listeners, p)
 	}

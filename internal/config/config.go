@@ -46,6 +46,7 @@ type Listener struct {
 	Handoff string // HandoffAuto, HandoffConnection or HandoffListener
 	Line    int    // in the file, 0 if there is none
 	Lend    Lend
+	Limit   rule.Limit // of all its connections
 }
 
 // Target is where connections go. The main socket directory's own Sockets are

@@ -171,6 +171,7 @@ func readListener(s *section) (Listener, bool) {
 	}
 	l.NetNS, _, _ = s.text("netns")
 	readLend(s, &l)
+	readListenerLimits(s, &l)
 	options, given := s.section("options", "options")
 	if given {
 		readOptions(options, &l.Description)

@@ -21,7 +21,7 @@ func (p *parser) readRules(top *section, listeners map[string]int) {
 			Ports:     readPorts(s),
 		}
 		p.readRuleTarget(s, &r)
-		p.readSessions(s, &r)
+		p.readRuleLimits(s, &r)
 		s.refuseRest()
 		p.config.Rules = append(p.config.Rules, r)
 	}

@@ -20,6 +20,7 @@ const (
 	CauseDied
 	CauseStopped
 	CauseSessions
+	CauseRate
 	numCauses
 )
 
@@ -37,6 +38,7 @@ var causeNames = [numCauses]struct{ name, text string }{
 	CauseRefused:         {"refused", "the kernel refuses to pass it"},
 	CausePaths:           {"too_many_paths", "too many paths are waited for"},
 	CauseSessions:        {"max_sessions", "max_sessions was reached for longer than hold.busy"},
+	CauseRate:            {"rate", "more wait already than its rate lets pass"},
 	CauseDied:            {"dispatcher_died", "the dispatcher died with it in its hands"},
 	CauseStopped:         {"stopped", "socketbox was told to end at once"},
 }

@@ -31,6 +31,7 @@ func (w *worker) swap(a *arrival) {
 	w.counters.Unmap()
 	counters.settle()
 	w.table, w.plan, w.counters, w.rules, w.maps = a.id, plan, counters, a.rules, a.maps
+	w.meters = newMeters(plan.Table)
 	for i, p := range plan.Listeners {
 		w.admit(i, p)
 	}
@@ -43,7 +44,7 @@ func (w *worker) swap(a *arrival) {
 
 // takeAll empties all sinks and forgets them and all routes.
 func (w *worker) takeAll() []connection {
-	all := w.takeGated()
+	all := append(w.takeGated(), w.takeLater()...)
 	for s := range w.holding {
 		all = append(all, s.queue.take(nil)...)
 		for _, l := range s.paused {
@@ -66,7 +67,7 @@ func (w *worker) takeAll() []connection {
 func (w *worker) admit(i int, p ListenerPlan) {
 	old := w.listeners[p.ID]
 	l := newListener(p, -1, i)
-	l.asks, l.paused = w.asksLocal(l), 1 // until it is open
+	l.asks, l.paused, l.looks = w.asksLocal(l), 1, l.meter != nil // until it is open
 	w.listeners[p.ID] = l
 	if old != nil {
 		l.fd, l.paused = old.fd, old.paused
@@ -84,6 +85,7 @@ func (w *worker) admit(i int, p ListenerPlan) {
 		w.close(l)
 	}
 	w.connectDirect(l)
+	l.paced = w.pacers(l)
 }
 
 // open gives a listener that was kept so far its descriptor; one that has it
@@ -139,7 +141,11 @@ func (w *worker) connectDirect(l *listener) {
 	}
 	l.sole = index
 	t := &w.plan.Table.Targets[c.target]
-	l.looks = index >= 0 && !w.plan.Table.Rules[index].Sessions.IsZero() || t.Balanced() && t.Balance == rule.SourceHash
+	if index >= 0 {
+		r := &w.plan.Table.Rules[index]
+		l.looks = l.looks || !r.Sessions.IsZero() || !r.Limit.IsZero()
+	}
+	l.looks = l.looks || t.Balanced() && t.Balance == rule.SourceHash
 	for _, c.family = range l.families() {
 		if r := w.routeFor(w.keyOf(&c)); r != nil {
 			r.direct = true
@@ -200,6 +206,8 @@ func (w *worker) replace(c connection) {
 // lost, and closes it.
 func (w *worker) retire(l *listener) {
 	w.begin()
+	w.retiring = true
+	defer func() { w.retiring = false }()
 	for range maxBacklog {
 		if l.fd < 0 || !w.serveOne(l) {
 			break

@@ -24,16 +24,18 @@ type listener struct {
 	// family goes to this route, by rule sole (-1: none).
 	direct  [privsep.Unix + 1]*route
 	sole    int
-	looks   bool // at each connection nevertheless: rule sole has a limit, or its target goes by the client's address
-	asks    bool // getsockname is needed: a rule or target looks at what the client dialled
-	removed bool // by a reload
-	lately  int  // connections that came at once, less one
-	paused  int  // reasons why it is out of the epoll set
+	looks   bool     // at each connection nevertheless: rule sole has a limit, or its target goes by the client's address
+	asks    bool     // getsockname is needed: a rule or target looks at what the client dialled
+	removed bool     // by a reload
+	meter   *meter   // of its own limit; nil: none
+	paced   []*meter // that let it accept no faster
+	lately  int      // connections that came at once, less one
+	paused  int      // reasons why it is out of the epoll set
 }
 
 func newListener(p ListenerPlan, fd, index int) *listener {
 	return &listener{
-		ListenerPlan: p, fd: fd, index: index, sole: -1,
+		ListenerPlan: p, fd: fd, index: index, sole: -1, meter: newMeter(p.Limit),
 		packet: fdpass.NewPacket(handoff.Header{Listener: p.Name}.Append(nil)),
 		mapped: fdpass.NewPacket(handoff.Header{Listener: p.Name, Flags: handoff.FlagMapped}.Append(nil)),
 	}

@@ -32,13 +32,14 @@ type ListenerPlan struct {
 	Port    uint16         // 0: not fixed (transparent), or no TCP
 	Address netip.Addr     // where it is bound; unspecified or invalid: ask each connection
 	Kept    bool           // the binder keeps its descriptor, for now or for good
+	Limit   rule.Limit     // of all its connections
 }
 
 // MaxPlan bounds a plan's encoded size: 100,000 rules of several hundred
 // bytes each.
 const MaxPlan = 64 << 20
 
-const planVersion = 2
+const planVersion = 3
 
 // Encode returns the plan's binary form, for DecodePlan of the same build.
 func (p *Plan) Encode() ([]byte, error) {
@@ -51,6 +52,7 @@ func (p *Plan) Encode() ([]byte, error) {
 		b = append(b, byte(l.Family), boolByte(l.Kept))
 		b = binary.LittleEndian.AppendUint16(b, l.Port)
 		b = appendString(appendString(b, l.Name), string(l.Address.AsSlice()))
+		b = l.Limit.AppendBinary(b)
 	}
 	b = binary.AppendUvarint(b, uint64(len(p.Maps)))
 	for _, id := range p.Maps {
@@ -75,6 +77,10 @@ func DecodePlan(b []byte) (*Plan, error) {
 	for range n {
 		l := ListenerPlan{ID: uint32(d.uint()), Family: privsep.Family(d.byte()), Kept: d.byte() != 0, Port: d.uint16(), Name: d.string()}
 		l.Address, _ = netip.AddrFromSlice([]byte(d.string()))
+		var err error
+		if l.Limit, d.b, err = rule.DecodeLimit(d.b); err != nil {
+			return nil, fmt.Errorf("plan: listener %s: %w", l.Name, err)
+		}
 		if l.Family > privsep.Unix || len(l.Name) > handoff.MaxName {
 			d.bad = true
 		}

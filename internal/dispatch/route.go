@@ -40,6 +40,7 @@ type connection struct {
 	since  time.Time // when it was held
 	port   uint16    // of the client, where facts are known
 	cookie uint64    // of the socket, where its rule limits sessions
+	passed uint8     // steps of the meters
 	route  *route
 }
 
@@ -66,16 +67,13 @@ func (w *worker) take(l *listener, fd int) {
 
 // choose finds the rule and the route of a connection. It returns false for one
 // that a rule rejects, or that finds no room for its route, which is reset,
-// counted and gone, and for one that a limit of its rule keeps waiting.
+// counted and gone, and for one that a limit keeps waiting.
 func (w *worker) choose(c *connection) bool {
 	if !w.lead(c) {
 		w.reject(c)
 		return false
 	}
-	if !w.limit(c) {
-		return false
-	}
-	return w.findRoute(c)
+	return w.meter(c) && w.limit(c) && w.findRoute(c)
 }
 
 // reject resets a connection, and counts it as what a rule wanted.

@@ -32,8 +32,11 @@ type worker struct {
 	listeners map[uint32]*listener
 	stash     map[uint32]int // descriptors for the next table, by listener ID
 
-	gates    map[int]*gate // of rules with a limit of sessions, by index
-	sessions *register     // nil until a table has such rules
+	gates    map[int]*gate  // of rules with a limit of sessions, by index
+	meters   map[int]*meter // of rules with a limit of rate, by index
+	laters   laters
+	retiring bool      // backlogs are emptied, whatever the rates say
+	sessions *register // nil until a table has such rules
 
 	routes        map[privsep.Key]*route
 	routeByID     map[uint32]*route
@@ -135,6 +138,9 @@ func (w *worker) run() error {
 		if w.hurry || w.waiting > 0 {
 			w.sweep(time.Now())
 		}
+		if len(w.laters) > 0 {
+			w.catchUp()
+		}
 		if w.yielding && len(w.outbox) == 0 {
 			return errEnd
 		}
@@ -158,6 +164,11 @@ func (w *worker) wait() (int, error) {
 		timeout = int(retryEvery / time.Millisecond)
 	} else if w.waiting > 0 {
 		timeout = int(sweepEvery / time.Millisecond)
+	}
+	if len(w.laters) > 0 {
+		if soon := max(w.until(w.laters[0].at), 0); timeout < 0 || soon < timeout {
+			timeout = soon
+		}
 	}
 	if w.busy {
 		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(w.epoll), uintptr(unsafe.Pointer(&w.events)),
@@ -231,9 +242,13 @@ func (w *worker) serveOne(l *listener) bool {
 		w.exhaust(l, unix.EMFILE)
 		return false
 	}
+	if l.paced != nil && !w.retiring && !w.mayAccept(l) {
+		return false
+	}
 	fd, errno := w.accept(l)
 	switch errno {
 	case 0:
+		w.pace(l)
 		w.take(l, fd)
 		return true
 	case unix.EAGAIN:

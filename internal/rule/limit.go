@@ -3,6 +3,7 @@ package rule
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 )
 
@@ -10,6 +11,15 @@ import (
 type Rate struct {
 	Count int
 	Per   time.Duration
+}
+
+// String spells r as the configuration does.
+func (r Rate) String() string {
+	units := map[time.Duration]string{time.Second: "s", time.Minute: "m", time.Hour: "h"}
+	if unit := units[r.Per]; unit != "" {
+		return fmt.Sprintf("%d/%s", r.Count, unit)
+	}
+	return fmt.Sprintf("%d in %v", r.Count, r.Per)
 }
 
 // MaxRateCount bounds a rate, far above what one machine accepts.
@@ -93,3 +103,9 @@ func (d *decoder) limit() Limit {
 }
 
 func (d *decoder) rate() Rate { return Rate{Count: d.int(), Per: time.Duration(d.uint64())} }
+
+// SourceTier is whom an address is counted for in a tier; ok is false where the
+// tier is not for its family.
+func SourceTier(a netip.Addr, tier int) (source netip.Addr, ok bool) {
+	return networkOf(a, [Tiers]int{TierHost: 64, Tier56: 56, Tier48: 48}[tier]), tier == TierHost || a.Is6()
+}

@@ -6,28 +6,33 @@ import (
 )
 
 // LimitText spells all limits of a rule, for people; "" if it has none.
-func (r *Rule) LimitText() string {
+func (r *Rule) LimitText() string { return limitText(&r.Limit, r.Sessions) }
+
+// String spells a limit, for people; "" if it is none.
+func (l *Limit) String() string { return limitText(l, Sessions{}) }
+
+func limitText(l *Limit, s Sessions) string {
 	var parts []string
 	add := func(n Rate, of string) {
 		if n.Count > 0 {
-			parts = append(parts, fmt.Sprintf("%d in %v%s", n.Count, n.Per, of))
+			parts = append(parts, n.String()+of)
 		}
 	}
-	add(r.Limit.Rate, "")
+	add(l.Rate, "")
 	for tier, of := range [Tiers]string{TierHost: " of a source", Tier56: " of a /56", Tier48: " of a /48"} {
-		add(r.Limit.PerSource[tier], of)
+		add(l.PerSource[tier], of)
 	}
-	if r.Sessions.Max > 0 {
-		parts = append(parts, fmt.Sprintf("%d sessions", r.Sessions.Max))
+	if s.Max > 0 {
+		parts = append(parts, fmt.Sprintf("%d sessions", s.Max))
 	}
-	if r.Sessions.PerSource > 0 {
-		parts = append(parts, fmt.Sprintf("%d sessions of a source", r.Sessions.PerSource))
+	if s.PerSource > 0 {
+		parts = append(parts, fmt.Sprintf("%d sessions of a source", s.PerSource))
 	}
 	if len(parts) == 0 {
 		return ""
 	}
 	over := "wait"
-	if r.Limit.Reject || r.Sessions.Reject {
+	if l.Reject || s.Reject {
 		over = "reject"
 	}
 	return "at most " + strings.Join(parts, ", ") + ", else " + over

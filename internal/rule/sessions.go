@@ -36,10 +36,19 @@ func (s Sessions) check() error {
 // in, of which a client can take any address.
 func Source(a netip.Addr) netip.Addr {
 	const network = 64
-	if p, err := a.Prefix(network); a.Is6() && err == nil {
-		return p.Addr()
+	return networkOf(a, network)
+}
+
+// networkOf is the IPv6 network of so many bits that a is in; IPv4 stays as it is.
+func networkOf(a netip.Addr, bits int) netip.Addr {
+	if !a.Is6() { // Prefix would allocate an error
+		return a
 	}
-	return a
+	p, err := a.Prefix(bits)
+	if err != nil {
+		return a
+	}
+	return p.Addr()
 }
 
 func appendSessions(b []byte, s Sessions) []byte {
