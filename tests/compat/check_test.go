@@ -54,9 +54,10 @@ const (
 	cellLoad    = "load"
 	cellCrash   = "crash"
 	cellSpecial = "special"
+	cellLent    = "lent"
 )
 
-var columns = []string{cellIPv4, cellIPv6, cellAddress, cellReload, cellLoad, cellCrash, cellSpecial}
+var columns = []string{cellIPv4, cellIPv6, cellAddress, cellReload, cellLoad, cellCrash, cellSpecial, cellLent}
 
 // TestCompatibility runs every daemon and writes the table.
 func TestCompatibility(t *testing.T) {
@@ -137,6 +138,8 @@ func (r *row) fill(t *testing.T) {
 	}
 	if !*control {
 		r.cells[cellCrash] = crash(loaded)
+		loaded.kill()
+		r.cells[cellLent] = lent(t, r.daemon)
 	}
 }
 
@@ -302,15 +305,20 @@ func (r *row) reload(native, loaded *instance) {
 		return
 	}
 	r.daemon.note(native, "reload: natively %d served, %d lost (%v); handed off %d served, %d lost (%v)", n.served, n.failed, n.err, l.served, l.failed, l.err)
-	if l.failed > 0 {
-		r.cells[cellReload] = red("%d requests lost (natively %d): %s", l.failed, n.failed, neutral(l.err))
-		return
+	r.cells[cellReload] = lost(l, n)
+}
+
+// lost compares the requests that a reload cost with those of the native daemon.
+func lost(l, n load) cell {
+	switch {
+	case l.failed > n.failed:
+		return red("%d requests lost (natively %d): %s", l.failed, n.failed, neutral(l.err))
+	case l.failed > 0:
+		return good(fmt.Sprintf("%d lost (natively %d)", l.failed, n.failed))
+	case n.failed > 0:
+		return good("0 lost (some natively)")
 	}
-	text := "0 lost"
-	if n.failed > 0 {
-		text += " (some natively)"
-	}
-	r.cells[cellReload] = good(text)
+	return good("0 lost")
 }
 
 func (i *instance) reloadUnderLoad() (load, error) {

@@ -60,7 +60,8 @@ type instance struct {
 	dir     string // its own, readable for everybody
 	port    int
 	preload bool
-	sockets string // its socket directory, if preload
+	lent    []string // addresses that socketbox listens on and lends; nil: it hands off
+	sockets string   // its socket directory, if preload
 	log     record
 	argv    []string // its command
 	cmd     *exec.Cmd
@@ -151,9 +152,14 @@ func freePort(t testing.TB) int {
 // bind starts `socketbox bind` for an instance and makes its socket directory.
 func (i *instance) bind() error {
 	main := filepath.Join(i.dir, "box")
-	args := []string{"bind", "--user", "nobody", "--dir", main, "--listen", fmt.Sprintf(":%d", i.port)}
+	args := []string{"bind", "--user", "nobody", "--dir", main}
 	i.sockets = main
-	if i.user != "" {
+	if i.lent != nil {
+		args = append(args, "--config", i.lendingConfig(main))
+	} else {
+		args = append(args, "--listen", fmt.Sprintf(":%d", i.port))
+	}
+	if i.user != "" && i.lent == nil {
 		i.sockets = filepath.Join(main, i.user)
 		args = append(args, "--target", i.sockets+"/")
 	}
@@ -173,7 +179,7 @@ func (i *instance) bind() error {
 	if err := b.says("serving", 10*time.Second); err != nil {
 		return err
 	}
-	if i.user == "" {
+	if i.user == "" || i.lent != nil {
 		return nil
 	}
 	info, err := os.Stat(main)
@@ -196,7 +202,12 @@ func (i *instance) bind() error {
 // start starts the daemon natively or preloaded. What it started ends with
 // the test.
 func start(t testing.TB, d *daemon, preload bool) (*instance, error) {
-	i := &instance{daemon: d, t: t, dir: temporary(t), port: freePort(t), preload: preload}
+	return startOn(t, d, preload, nil)
+}
+
+// startOn does the same; lent are addresses, without a port, that socketbox lends.
+func startOn(t testing.TB, d *daemon, preload bool, lent []string) (*instance, error) {
+	i := &instance{daemon: d, t: t, dir: temporary(t), port: freePort(t), preload: preload, lent: lent}
 	if preload {
 		if err := i.bind(); err != nil {
 			return i, err
@@ -238,7 +249,7 @@ func (i *instance) command(daemon []string) (*exec.Cmd, error) {
 		if err != nil {
 			return nil, err
 		}
-		args = append(args, "SOCKETBOX_DIR="+i.sockets, fmt.Sprintf("SOCKETBOX_PORTS=%d", i.port), "LD_PRELOAD="+library)
+		args = append(args, "SOCKETBOX_DIR="+i.sockets, fmt.Sprintf("SOCKETBOX_PORTS=%d", i.port), "SOCKETBOX_HANDOFF="+i.handoff(), "LD_PRELOAD="+library)
 		if os.Getenv("COMPAT_DEBUG") != "" {
 			args = append(args, "SOCKETBOX_DEBUG=1")
 		}

@@ -76,7 +76,7 @@ var mail = []*daemon{{
 
 // imported are the variables that must reach the processes of a daemon that
 // clears its environment.
-const imported = "LD_PRELOAD SOCKETBOX_DIR SOCKETBOX_PORTS SOCKETBOX_DEBUG"
+const imported = "LD_PRELOAD SOCKETBOX_DIR SOCKETBOX_PORTS SOCKETBOX_HANDOFF SOCKETBOX_DEBUG"
 
 // expect reads a line that begins with one of the texts.
 func expect(r *bufio.Reader, texts ...string) error {

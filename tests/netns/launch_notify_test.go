@@ -3,12 +3,14 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -201,5 +203,37 @@ func TestLaunchNoNewPrivs(t *testing.T) {
 	_, log, _ := output(t, asOrdinary, "--dir", publicDir(t), "--via", "notify", "--", "true")
 	if !strings.Contains(log, "no_new_privs is on") {
 		t.Errorf("it is not said:\n%s", log)
+	}
+}
+
+// A static UDP server borrows its socket under the guard, and answers clients of
+// both families with the addresses that they have.
+func TestLaunchNotifyUDP(t *testing.T) {
+	needRoot(t)
+	port := freePort(t)
+	b := bindConfig(t, fmt.Sprintf("guard = \"required\"\n[[listener]]\naddress = \"udp:[::]:%d\"\n", port))
+	p := launch(t, asRoot, b.dir, "-n", "--via", "notify", "--", web(t), fmt.Sprintf("udp:[::]:%d", port))
+	p.waitLog("ready")
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		c, err := net.Dial("udp", net.JoinHostPort(host, fmt.Sprint(port)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+		answer := make([]byte, 100)
+		_, err = fmt.Fprint(c, "who am I?")
+		if err == nil {
+			var n int
+			n, err = c.Read(answer)
+			answer = answer[:n]
+		}
+		want := strings.Replace(c.LocalAddr().String(), "127.0.0.1", "[::ffff:127.0.0.1]", 1)
+		if got := string(answer); err != nil || got != want && got != c.LocalAddr().String() {
+			t.Errorf("%s: %q, %v, expected %s", host, got, err, want)
+		}
+	}
+	if s := b.status().Listeners[0]; s.State != binder.Lent || !s.Guarded {
+		t.Errorf("%+v", s)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"socketbox/internal/binder"
 	"socketbox/internal/fdpass"
 )
 
@@ -44,26 +45,32 @@ func (b *box) waitingFor(name string, n int) {
 }
 
 // An instance takes over from the one before, ten times in a row, under 64
-// clients and with 50 connections on hold: nobody is refused or lost, what was
+// clients, with 50 connections on hold and a loan out: nobody is refused or lost, what was
 // on hold still is, and no connection is missing in the counts.
 func TestTakeover(t *testing.T) {
 	const times, clients, onHold = 10, 64, 50
 	port := freePort(t)
-	text := twoTargets(port, "")
-	b := bindConfig(t, text)
+	lent := freePort(t)
+	b := bindConfig(t, twoTargets(port, "")+fmt.Sprintf("[[listener]]\naddress = \"127.0.0.1:%d\"\nhandoff = \"listener\"\n", lent))
 	config := filepath.Join(filepath.Dir(b.dir), "socketbox.toml")
 	runReceiver(t, &receiver{Path: filepath.Join(b.dir, "a.sock"), Take: 100 * time.Microsecond})
+	b.borrow(portName(lent, "listener"))
 	waiting := begin(onHold, from("127.0.2.1", at(port))) // for b.sock, which nobody has bound yet
 	b.waitingFor("b.sock", onHold)
 	load := keep(clients, time.Millisecond, from("127.0.1.1", at(port)))
+	native := keep(4, 2*time.Millisecond, to(at(lent)))
 	for range times {
 		time.Sleep(100 * time.Millisecond)
 		b = b.takeOver("--config", config)
 		b.waitingFor("b.sock", onHold)
+		if l := b.is(1, binder.Lent); l.Loans != 1 || len(l.Borrowers) != 1 {
+			t.Errorf("the loan is forgotten: %+v", l)
+		}
 	}
-	c := load.end()
-	t.Logf("%d takeovers: %s", times, c)
+	c, d := load.end(), native.end()
+	t.Logf("%d takeovers: %s; of the borrower: %s", times, c, d)
 	c.allServed(t, c.total())
+	d.allServed(t, d.total())
 	runReceiver(t, &receiver{Path: filepath.Join(b.dir, "b.sock")})
 	waiting.end().allServed(t, onHold)
 	b.balance(c.total() + onHold)
