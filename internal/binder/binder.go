@@ -113,6 +113,11 @@ func (b *binder) start(fds []int) error {
 	if err != nil {
 		return err
 	}
+	rest := len(fds) - steered(cfg.Descriptions())
+	if rest < 0 {
+		return fmt.Errorf("read inherited state: %d descriptors", len(fds))
+	}
+	fds, steering := fds[:rest], fds[rest:]
 	fds, maps, err := takeTables(cfg, fds)
 	if err != nil {
 		return err
@@ -140,6 +145,9 @@ func (b *binder) start(fds []int) error {
 			l.standing.Elders = elders
 		}
 		listeners = append(listeners, l)
+	}
+	if err := takeSteering(listeners, steering); err != nil {
+		return err
 	}
 	if b.active, err = b.makeTable(cfg, listeners, maps); err != nil {
 		return err
@@ -331,7 +339,7 @@ func (b *binder) newListener(d listen.Description, fd int, namespace uint64) *li
 	}
 	b.lastListener++
 	return &listener{
-		id: b.lastListener, description: d, fd: fd, namespace: namespace, guarded: isGuarded(d, fd),
+		id: b.lastListener, description: d, fd: fd, steering: -1, namespace: namespace, guarded: isGuarded(d, fd),
 		bound: boundPort(fd), standing: &standing{Since: time.Now()},
 	}
 }

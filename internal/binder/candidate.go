@@ -3,8 +3,6 @@ package binder
 import (
 	"errors"
 
-	"golang.org/x/sys/unix"
-
 	"socketbox/internal/config"
 )
 
@@ -65,7 +63,7 @@ func (b *binder) receiveConfig(text []byte, opened map[int]brought, files []int)
 
 func (c *candidate) discard() {
 	for _, in := range c.opened {
-		unix.Close(in.fd)
+		in.close()
 	}
 	releaseAll(c.maps)
 }

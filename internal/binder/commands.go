@@ -195,9 +195,15 @@ func (s *session) bringSockets(cfg *config.Config, st *Status) error {
 		return err
 	}
 	defer closeAll(fds)
+	steering, err := steerAll(missing, fds)
+	if err != nil {
+		return err
+	}
+	defer closeAll(steering)
 	if err := s.bringDiags(fds); err != nil {
 		return err
 	}
+	numbers := indexes
 	for len(fds) > 0 {
 		n := min(len(fds), fdsPerPacket)
 		q := request{Op: "sockets", Indexes: indexes[:n]}
@@ -207,8 +213,16 @@ func (s *session) bringSockets(cfg *config.Config, st *Status) error {
 		if _, err := s.ask(q, fds[:n]...); err != nil {
 			return err
 		}
-		closeAll(fds[:n])
 		fds, indexes = fds[n:], indexes[n:]
+	}
+	for i, d := range missing {
+		if !d.Steered() {
+			continue
+		}
+		if _, err := s.ask(request{Op: "steering", Indexes: numbers[i : i+1]}, steering[0]); err != nil {
+			return err
+		}
+		steering = steering[1:]
 	}
 	return nil
 }

@@ -49,6 +49,14 @@ type request struct {
 type brought struct {
 	fd        int
 	namespace uint64 // inode; 0: unknown
+	steering  int    // what brings it connections (steer.go); -1: none
+}
+
+func (in brought) close() {
+	unix.Close(in.fd)
+	if in.steering >= 0 {
+		unix.Close(in.steering)
+	}
 }
 
 // at returns list[i], zero where there is no such item.
@@ -137,7 +145,7 @@ func (b *binder) serveClient(fd int) {
 
 func (c *client) discard() {
 	for _, in := range c.opened {
-		unix.Close(in.fd)
+		in.close()
 	}
 	closeAll(c.tables)
 	c.opened, c.tables = map[int]brought{}, nil
@@ -184,6 +192,8 @@ func (c *client) serveRequest() bool {
 		return c.takeTables(m)
 	case "sockets":
 		return c.takeSockets(q, m)
+	case "steering":
+		return c.takeSteering(q, m)
 	case "sessions":
 		m.Close()
 		return c.sessions()
@@ -268,10 +278,22 @@ func (c *client) takeSockets(q request, m fdpass.Message) bool {
 	}
 	for i, fd := range m.FDs {
 		if old, twice := c.opened[q.Indexes[i]]; twice {
-			unix.Close(old.fd)
+			old.close()
 		}
-		c.opened[q.Indexes[i]] = brought{fd, at(q.Namespaces, i)}
+		c.opened[q.Indexes[i]] = brought{fd, at(q.Namespaces, i), -1}
 	}
+	return c.answer(nil, nil)
+}
+
+// takeSteering keeps what brings connections to a listener that has come.
+func (c *client) takeSteering(q request, m fdpass.Message) bool {
+	in, ok := c.opened[at(q.Indexes, 0)]
+	if len(q.Indexes) != 1 || len(m.FDs) != 1 || !ok || in.steering >= 0 {
+		m.Close()
+		return c.answer(errors.New("no listener for what brings it connections"), nil)
+	}
+	in.steering = m.FDs[0]
+	c.opened[q.Indexes[0]] = in
 	return c.answer(nil, nil)
 }
 

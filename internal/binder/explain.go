@@ -291,6 +291,12 @@ func takes(d listen.Description, q Question) int {
 	if d.Network != listen.TCP || !to.IsValid() {
 		return 0
 	}
+	if d.Steered() { // the kernel asks these before all others
+		if d.Prefix.Contains(to) && d.First <= q.To.Port() && q.To.Port() <= d.Last {
+			return 5
+		}
+		return 0
+	}
 	here := !d.Address.IsValid() || d.Address.IsUnspecified() && (d.Both || d.Address.Unmap().Is4() == to.Is4())
 	exact := d.Address.Unmap() == to
 	switch {

@@ -68,7 +68,7 @@ func loanNames(l *listener) []string {
 func (t *table) loanPaths() map[string][]*listener {
 	all := map[string][]*listener{}
 	for i, l := range t.listeners {
-		if l.description.Network == "unix" {
+		if l.description.Network == "unix" || l.description.Steered() {
 			continue
 		}
 		dirs := append([]string{t.cfg.Dir}, t.cfg.Listeners[i].Lend.Dirs...)
@@ -138,7 +138,7 @@ func (b *binder) loanEvent(path string) {
 		b.scoutAll()
 		return
 	}
-	if s := p.byPath[path]; s != nil {
+	if s := p.byPath[path]; s != nil && b.lends() {
 		b.bindLoan(s)
 	}
 	if filepath.Dir(path) == b.active.cfg.Dir {
@@ -146,11 +146,14 @@ func (b *binder) loanEvent(path string) {
 	}
 }
 
+// lends: else another instance lends, or nobody any more.
+func (b *binder) lends() bool { return b.before < 0 && b.yield == nil && !b.draining }
+
 // bindLoans binds every loan socket that is not where it belongs.
 func (b *binder) bindLoans() {
 	b.loans.retry = time.Time{}
-	if b.before >= 0 || b.yield != nil || b.draining {
-		return // another instance lends, or nobody any more
+	if !b.lends() {
+		return
 	}
 	for _, s := range b.loans.byPath {
 		b.bindLoan(s)

@@ -130,7 +130,7 @@ func (b *binder) observe(l *listener) {
 func (b *binder) part(l *listener) {
 	if l.fd >= 0 {
 		b.lookout.forget(l.fd)
-		unix.Close(l.fd)
+		l.closeSockets()
 		l.fd = -1
 	}
 }

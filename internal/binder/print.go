@@ -46,6 +46,12 @@ func PrintConfig(out io.Writer, cfg *config.Config) error {
 			fmt.Fprintf(w, "%s\t%s\t%d\t%d\n", t.Name, cfg.TableFile(t), t.Content.Entries, t.Content.Paths.Len())
 		}
 	}
+	if len(cfg.Notes) > 0 {
+		fmt.Fprintln(w)
+	}
+	for _, n := range cfg.Notes {
+		fmt.Fprintln(w, "note: "+n)
+	}
 	return w.Flush()
 }
 

@@ -47,8 +47,8 @@ func (o *Options) overridden() []string {
 
 // handover is what the privileged stage leaves for the binder. The
 // descriptors that come along are: the control socket, the conversation with
-// the predecessor if there is one, sock_diag sockets, then the listeners and the
-// files of tables, in order.
+// the predecessor if there is one, sock_diag sockets, then the listeners, the
+// files of tables, and what brings connections to listeners (steer.go), in order.
 type handover struct {
 	Options   Options
 	Text      []byte // of the configuration file
@@ -119,6 +119,11 @@ func Start(o Options, log *slog.Logger) error {
 		closeAll(listeners)
 		return err
 	}
+	steering, err := steerAll(append(cfg.Descriptions(), h.Inherited...), listeners)
+	if err != nil {
+		closeAll(listeners)
+		return err
+	}
 	diags := openDiags(listeners)
 	h.Diags = len(diags)
 	control, err := h.takeControl(cfg.Dir, account, before)
@@ -127,6 +132,9 @@ func Start(o Options, log *slog.Logger) error {
 		return err
 	}
 	h.warnUnreadable(account)
+	for _, note := range cfg.Notes {
+		log.Info(note)
+	}
 	for _, warning := range h.Warnings {
 		log.Warn(warning)
 	}
@@ -134,7 +142,7 @@ func Start(o Options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	err = privsep.Reexec(privsep.Binder, id, state, slices.Concat(control, diags, listeners, tables))
+	err = privsep.Reexec(privsep.Binder, id, state, slices.Concat(control, diags, listeners, tables, steering))
 	if before == nil {
 		unix.Unlink(h.Control)
 	}

@@ -109,7 +109,7 @@ func (b *binder) prepareReload(c *candidate) (*reload, error) {
 	}
 	if err != nil {
 		for _, l := range r.opened {
-			unix.Close(l.fd)
+			l.closeSockets()
 		}
 		return nil, err
 	}
@@ -150,10 +150,11 @@ func (b *binder) matchListeners(cfg *config.Config, opened map[int]brought, r *r
 			used[l] = true
 			all[i] = l.renamed(d.Name)
 			if brought {
-				unix.Close(in.fd)
+				in.close()
 			}
 		case brought:
 			all[i] = b.newListener(d, in.fd, in.namespace)
+			all[i].steering = in.steering
 			r.opened = append(r.opened, all[i])
 			// A blocking listener would stop the dispatcher at its first
 			// empty backlog.
@@ -182,9 +183,15 @@ func (b *binder) openMissing(ds []listen.Description, all []*listener, r *reload
 			missing, where = append(missing, ds[i]), append(where, i)
 		}
 	}
+	const hint = "the binder has no privileges: `socketbox reload` as root opens new listeners for it"
 	fds, elders, err := openAll(missing, b.active.cfg.Dir)
 	if err != nil {
-		return withHint(err, "the binder has no privileges: `socketbox reload` as root opens new listeners for it")
+		return withHint(err, hint)
+	}
+	steering, err := steerAll(missing, fds)
+	if err != nil {
+		closeAll(fds)
+		return withHint(err, hint)
 	}
 	for k, fd := range fds {
 		l := b.newListener(missing[k], fd, 0)
@@ -192,7 +199,7 @@ func (b *binder) openMissing(ds []listen.Description, all []*listener, r *reload
 		all[where[k]] = l
 		r.opened = append(r.opened, l)
 	}
-	return nil
+	return takeSteering(r.opened[len(r.opened)-len(fds):], steering)
 }
 
 // findListener returns the listener in force that differs from d in name at
@@ -256,7 +263,7 @@ func (b *binder) failReload(reason error) {
 		return
 	}
 	for _, l := range r.opened {
-		unix.Close(l.fd)
+		l.closeSockets()
 	}
 	r.next.close()
 	r.done(reason)

@@ -62,6 +62,8 @@ func verdictOn(cfg *config.Config, i int) verdict {
 		return verdict{Lent, `handoff = "listener"`, true}
 	case !l.Limit.IsZero():
 		return verdict{Connection, "it has a limit of rate, for which its connections are counted", true}
+	case l.Steered():
+		return verdict{Connection, "it takes more than one address or port", true}
 	case l.Transparent:
 		return verdict{Connection, "a transparent listener has no port of its own", true}
 	}

@@ -20,6 +20,7 @@ type listener struct {
 	id          uint32 // for the dispatcher, never used twice
 	description listen.Description
 	fd          int    // -1: closed
+	steering    int    // what brings it its connections; -1: nothing has to
 	bound       uint16 // port, also where the kernel chose it; 0: none
 	namespace   uint64 // inode; 0: unknown
 	guarded     bool   // passed on, it can't be turned around
@@ -160,8 +161,8 @@ func planOf(l *listener) dispatch.ListenerPlan {
 	default:
 		p.Family = privsep.IPv6
 	}
-	if d.Transparent {
-		p.Port, p.Address = 0, netip.Addr{} // TPROXY delivers any port and address
+	if d.AnyPort() {
+		p.Port, p.Address = 0, netip.Addr{} // any port and address is delivered
 	}
 	return p
 }

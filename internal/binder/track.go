@@ -122,7 +122,7 @@ func (b *binder) trackSessions(t *table) error {
 		}
 		tr.where[l.id] = d
 		port := l.description.Port
-		if l.description.Transparent {
+		if l.description.AnyPort() {
 			port = 0
 		}
 		if err := d.hear(port); err != nil {
@@ -371,7 +371,7 @@ func (b *binder) seedSessions() {
 	}
 	limited := map[*diag]map[uint16]bool{}
 	for _, l := range active.limited() {
-		if l.description.Transparent {
+		if l.description.AnyPort() {
 			continue // nothing tells its connections from others then
 		}
 		d := b.tracker.where[l.id]
@@ -442,9 +442,10 @@ func unmapped(a netip.AddrPort) netip.AddrPort {
 // places finds the listener of one namespace that a connection came by, as the
 // kernel does: the one of that very address before the one of all addresses.
 type places struct {
-	exact map[netip.AddrPort]*listener
-	any4  map[uint16]*listener
-	any6  map[uint16]*listener
+	exact   map[netip.AddrPort]*listener
+	any4    map[uint16]*listener
+	any6    map[uint16]*listener
+	steered []*listener
 }
 
 func newPlaces() *places {
@@ -455,6 +456,8 @@ func (p *places) add(l *listener) {
 	d := l.description
 	switch a := d.Address.Unmap().WithZone(""); {
 	case d.Network != listen.TCP:
+	case d.Steered():
+		p.steered = append(p.steered, l)
 	case d.Both:
 		p.any6[d.Port] = l
 		if p.any4[d.Port] == nil {
@@ -472,6 +475,11 @@ func (p *places) add(l *listener) {
 // of returns the listener of a connection's local end, nil if it came by none.
 func (p *places) of(local netip.AddrPort) *listener {
 	local = unmapped(local)
+	for _, l := range p.steered {
+		if d := l.description; d.Prefix.Contains(local.Addr()) && d.First <= local.Port() && local.Port() <= d.Last {
+			return l
+		}
+	}
 	if l := p.exact[local]; l != nil {
 		return l
 	}

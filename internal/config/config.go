@@ -22,6 +22,7 @@ type Config struct {
 	Rules     []rule.Rule // they index Listeners and Targets
 	Targets   []Target    // the first is the main socket directory
 	Tables    []Table     // that rules may point to
+	Notes     []string    // what to know of it, for people
 }
 
 // Values of guard.

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -41,6 +42,8 @@ func readLend(s *section, l *Listener) {
 
 func (l *Listener) checkLend() error {
 	switch {
+	case l.Steered() && (l.Handoff == HandoffListener || l.Lend.Dirs != nil || l.Lend.Restricted()):
+		return errors.New("with sk_lookup it is never lent: expected neither handoff = \"listener\" nor lend nor allow")
 	case l.Network == listen.Unix && (l.Handoff == HandoffListener || l.Lend.Dirs != nil || l.Lend.Restricted()):
 		return fmt.Errorf("%s is a Unix socket, which is never lent", l.Description)
 	case l.Network == listen.UDP && l.Handoff == HandoffConnection:
@@ -127,7 +130,7 @@ func (c *Config) mayTake(r *rule.Rule, i int) bool {
 	if !named || l.Network == listen.UDP {
 		return false
 	}
-	if r.Ports == nil || l.Network != listen.TCP || l.Port == 0 || l.Transparent {
+	if r.Ports == nil || l.Network != listen.TCP || l.Port == 0 || l.AnyPort() {
 		return true
 	}
 	for _, p := range r.Ports {

@@ -35,7 +35,7 @@ func Parse(path string, text []byte, defaults Defaults) (*Config, error) {
 	}
 	p := &parser{
 		config:  &Config{Path: path, Sum: fmt.Sprintf("%x", sha256.Sum256(text)), User: defaults.User, Dir: defaults.Dir},
-		targets: map[string]int{}, tables: map[string]int{},
+		targets: map[string]int{}, tables: map[string]int{}, ranges: map[string]int{},
 	}
 	top := doc.top()
 	p.readTop(top)
@@ -56,6 +56,7 @@ type parser struct {
 	hold    rule.Hold      // of targets that have none of their own
 	targets map[string]int // index by name or path
 	tables  map[string]int // index by name
+	ranges  map[string]int // how many listeners a name stands for, where that is not one
 }
 
 // readTop reads the keys that stand alone, and makes the main target.
@@ -126,21 +127,35 @@ func checkDir(dir string) (string, error) {
 func (p *parser) readListeners(top *section) map[string]int {
 	byName := map[string]int{}
 	byPort := map[uint16][]int{} // those that may be in each other's way
-	for i, s := range top.sections("listener", rule.MaxListeners) {
+	for _, s := range top.sections("listener", rule.MaxListeners) {
 		l, ok := readListener(s)
-		p.config.Listeners = append(p.config.Listeners, l)
-		if first, taken := byName[l.Name]; taken && l.Name != "" {
-			s.keyValue("name", "address").fail("a listener is named %q already in line %d", l.Name, p.config.Listeners[first].Line)
-		} else {
-			byName[l.Name] = i
+		first := len(p.config.Listeners)
+		all := p.spread(s, l)
+		for _, l := range all {
+			i := len(p.config.Listeners)
+			p.config.Listeners = append(p.config.Listeners, l)
+			p.name(s, byName, l.Name, i)
+			if ok {
+				p.checkOverlap(s, l, byPort[l.Port])
+				byPort[l.Port] = append(byPort[l.Port], i)
+			}
 		}
-		if ok {
-			p.checkOverlap(s, l, byPort[l.Port])
-			byPort[l.Port] = append(byPort[l.Port], i)
+		if l.First > 0 && !l.Steered() {
+			p.name(s, byName, l.Name, first)
+			p.ranges[l.Name] = len(all)
 		}
 	}
 	delete(byName, "") // of those without an address
 	return byName
+}
+
+// name notes what a listener is called, or the first of a range of ports.
+func (p *parser) name(s *section, byName map[string]int, name string, i int) {
+	if first, taken := byName[name]; taken && name != "" {
+		s.keyValue("name", "address").fail("a listener is named %q already in line %d", name, p.config.Listeners[first].Line)
+		return
+	}
+	byName[name] = i
 }
 
 func (p *parser) checkOverlap(s *section, l Listener, others []int) {
@@ -155,17 +170,7 @@ func (p *parser) checkOverlap(s *section, l Listener, others []int) {
 // readListener returns false for one that has no usable address.
 func readListener(s *section) (Listener, bool) {
 	l := Listener{Line: s.line()}
-	address, v, ok := s.text("address")
-	if !ok {
-		if v.any == nil {
-			s.missing("address", `one such as ":80", "192.0.2.1:80" or "unix:/path"`)
-		}
-	} else if d, err := listen.ParseAddress(address); err != nil {
-		v.fail("%w", err)
-		ok = false
-	} else {
-		l.Description = d
-	}
+	ok := readAddress(s, &l)
 	if name, _, given := s.text("name"); given {
 		l.Name = name
 	}

@@ -166,7 +166,7 @@ func TestParseRefused(t *testing.T) {
 		{"[[listener]]\naddress = \"unix:x.sock\"", "2:11: address: path \"x.sock\" is not absolute"},
 		{"[[listener]]\naddress = \"unix:/" + long + "\"", "2:11: address: name \"unix:" + long + "\" is too long"},
 		{"[[listener]]\naddress = \"[fe80::1]:80\"", "2:11: address: [fe80::1]:80 is link-local"},
-		{inListener("adress = \":81\""), "2:1: unknown key \"adress\" in listener: expected address, name, netns, handoff, lend, allow, rate, per_source, over, options"},
+		{inListener("adress = \":81\""), "2:1: unknown key \"adress\" in listener: expected sk_lookup, ports, address, name, netns, handoff, lend, allow, rate, per_source, over, options"},
 		{inListener("name = \"\""), "2:8: name: a listener's name is empty"},
 		{inListener("name = \"a/b\""), "2:8: name: name \"a/b\": expected letters, digits and"},
 		{inListener("name = \".a\""), "2:8: name: name \".a\" begins with a dot"},

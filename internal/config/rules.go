@@ -40,9 +40,11 @@ func (p *parser) readListenerNames(s *section, listeners map[string]int) []int {
 			v.fail("no listener is named %q%s", name, oneOf(listeners))
 			continue
 		}
-		p.checkRulesOfLent(v, i)
-		if !slices.Contains(out, i) {
-			out = append(out, i)
+		for last := i + max(p.ranges[name], 1); i < last; i++ {
+			p.checkRulesOfLent(v, i)
+			if !slices.Contains(out, i) {
+				out = append(out, i)
+			}
 		}
 	}
 	return out

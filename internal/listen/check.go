@@ -45,6 +45,7 @@ func (d Description) Check() []*KeyError {
 }
 
 func (d Description) checkIP(wrong func(bool, string, string, ...any)) {
+	wrong(d.Steered() && d.Transparent, "transparent", "%s: sk_lookup brings it what is for this machine, TPROXY what is not", d)
 	linkLocal := d.Address.Is6() && d.Address.IsLinkLocalUnicast()
 	wrong(!d.Address.IsValid() || d.Path != "", "address", "expected an IP address and no path")
 	wrong(d.Both && d.Address != netip.IPv6Unspecified(), "address", "%s can't take both families", d)

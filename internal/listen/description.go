@@ -53,6 +53,35 @@ type Description struct {
 	Device      string        // take clients of this interface alone
 	Mark        uint32        // firewall mark of the listener and its connections
 	DeferAccept time.Duration // wait this long for a client's first byte; rounded up to seconds
+
+	// A steered listener takes what is for any address of a prefix and any of a
+	// range of ports; Address and Port are where its one socket is, out of the way.
+	Prefix      netip.Prefix
+	First, Last uint16
+}
+
+// Steered reports whether connections are brought to the listener from a whole
+// prefix, and not by what it is bound to.
+func (d Description) Steered() bool { return d.Prefix.IsValid() }
+
+// AnyPort reports whether connections of the listener may be for any port.
+func (d Description) AnyPort() bool { return d.Transparent || d.Steered() }
+
+// Steer makes d, a TCP listener, a steered one.
+func (d *Description) Steer(prefix netip.Prefix, first, last uint16) {
+	d.Prefix, d.First, d.Last = prefix, first, last
+	d.Address, d.Both, d.Port = netip.IPv6Loopback(), false, 0
+	if prefix.Addr().Is4() {
+		d.Address = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+}
+
+// PortsText spells a range of ports as configurations do.
+func PortsText(first, last uint16) string {
+	if first == last {
+		return strconv.Itoa(int(first))
+	}
+	return fmt.Sprintf("%d-%d", first, last)
 }
 
 // ParseAddress reads a listener's address: ":80" (both families), "[::]:443"
@@ -166,6 +195,8 @@ func (d Description) String() string {
 	switch {
 	case d.Network == Unix:
 		return "unix:" + d.Path
+	case d.Steered():
+		return d.Prefix.String() + " port " + PortsText(d.First, d.Last)
 	case !d.Address.IsValid():
 		return d.prefix() + ":" + strconv.Itoa(int(d.Port))
 	}

@@ -11,6 +11,8 @@ func Overlap(a, b Description) bool {
 		return a.Path == b.Path
 	}
 	switch {
+	case a.Steered() && b.Steered():
+		return a.Prefix.Overlaps(b.Prefix) && a.First <= b.Last && b.First <= a.Last
 	case a.Port != b.Port || a.Port == 0:
 		return false
 	case a.Device != b.Device && a.Device != "" && b.Device != "":

@@ -26,6 +26,10 @@ func (r *Rule) Checks(conn *Conn, listener func(int) string) []Check {
 			names = append(names, listener(l))
 			c.OK = c.OK || l == conn.Listener
 		}
+		const few = 8 // more are a range of ports
+		if n := len(names); n > few {
+			names = append(names[:few-1], fmt.Sprintf("… %s (%d in all)", names[n-1], n))
+		}
 		c.Want = strings.Join(names, ", ")
 		all = append(all, c)
 	}
