@@ -197,7 +197,8 @@ func (s *server) addBinder(b *bench, port int, args ...string) error {
 	if err != nil {
 		return err
 	}
-	binder, err := s.add(b, b.program("socketbox"), append([]string{"bind", "--dir", filepath.Join(dir, "main")}, args...)...)
+	s.dir = filepath.Join(dir, "main")
+	binder, err := s.add(b, b.program("socketbox"), append([]string{"bind", "--dir", s.dir}, args...)...)
 	if err != nil {
 		return err
 	}

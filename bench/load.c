@@ -262,11 +262,12 @@ static void report(double seconds)
 
 	qsort(latencies, (size_t)load.count, sizeof *latencies, by_value);
 	served = latencies + (load.count - ok);
-	printf("ok=%ld refused=%ld reset=%ld empty=%ld timeout=%ld other=%ld seconds=%.6f p50=%u p99=%u\n",
+	printf("ok=%ld refused=%ld reset=%ld empty=%ld timeout=%ld other=%ld seconds=%.6f p50=%u p99=%u p999=%u\n",
 	       ok, atomic_load(&outcomes[REFUSED]), atomic_load(&outcomes[RESET]),
 	       atomic_load(&outcomes[EMPTY]), atomic_load(&outcomes[TIMEOUT]),
 	       atomic_load(&outcomes[OTHER]), seconds,
-	       ok ? served[ok / 2] : 0, ok ? served[ok * 99 / 100] : 0);
+	       ok ? served[ok / 2] : 0, ok ? served[ok * 99 / 100] : 0,
+	       ok ? served[ok * 999 / 1000] : 0);
 }
 
 static void usage(void)

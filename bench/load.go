@@ -11,7 +11,8 @@ import (
 
 // loadSpec is what the load program shall do.
 type loadSpec struct {
-	port, ports int // consecutive ports, taken in turn; ports 0 means one
+	address     string // "": 127.0.0.1
+	port, ports int    // consecutive ports, taken in turn; ports 0 means one
 	clients     int
 	count       int           // connections at most
 	limit       time.Duration // time at most
@@ -25,6 +26,7 @@ type loadResult struct {
 	lost     map[string]int // by kind, without those that are 0
 	elapsed  time.Duration
 	p50, p99 time.Duration // from connect to the end of the answer
+	p999     time.Duration
 }
 
 func (r loadResult) allLost() int {
@@ -47,6 +49,9 @@ func (b *bench) startLoad(l loadSpec) (*process, error) {
 		"-c", strconv.Itoa(l.clients), "-m", strconv.Itoa(b.threads), "-n", strconv.Itoa(l.count),
 		"-t", strconv.FormatFloat(l.limit.Seconds(), 'f', 3, 64),
 		"-i", strconv.FormatInt(l.interval.Microseconds(), 10),
+	}
+	if l.address != "" {
+		args = append(args, "-a", l.address)
 	}
 	if l.request != "" {
 		args = append(args, "-q", l.request)
@@ -121,6 +126,8 @@ func (r *loadResult) set(key string, value float64) {
 		r.p50 = time.Duration(value) * time.Microsecond
 	case "p99":
 		r.p99 = time.Duration(value) * time.Microsecond
+	case "p999":
+		r.p999 = time.Duration(value) * time.Microsecond
 	default:
 		if value > 0 {
 			r.lost[key] = int(value)

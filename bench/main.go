@@ -66,6 +66,8 @@ var tables = []table{
 	{"listeners", []string{"socketbox"}, (*bench).listenersTables},
 	{"preload", []string{"socketbox", "socketbox-launch", "libsocketbox-preload.so"}, (*bench).preloadTable},
 	{"relay", []string{"socketbox-relay"}, (*bench).relayTables},
+	{"tables", []string{"socketbox"}, (*bench).tablesTables},
+	{"guard", []string{"socketbox", "socketbox-launch"}, (*bench).guardTables},
 }
 
 func main() {

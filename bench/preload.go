@@ -46,7 +46,7 @@ func (b *bench) preloadVariants(program string) []*variant {
 	}{
 		{nginxNative, func() (*server, error) { return b.startNginx(program, (*server).native) }},
 		{nginxConnection, func() (*server, error) { return b.startNginx(program, (*server).handedOff) }},
-		{nginxBorrowed, func() (*server, error) { return b.startNginx(program, (*server).borrowing) }},
+		{nginxBorrowed, func() (*server, error) { return b.startNginx(program, lentBy("auto")) }},
 		{nginxNotified, func() (*server, error) { return b.startNginx(program, (*server).notified) }},
 	}
 	if b.reference {
@@ -118,21 +118,21 @@ func (s *server) native(b *bench, command []string) (*process, error) {
 // lending starts `socketbox bind`, which lends the port's listener to whoever
 // comes, and returns its socket directory. What it uses of the processor is
 // nothing, which the table shows.
-func (s *server) lending(b *bench) (string, error) {
+func (s *server) lending(b *bench, flags ...string) (string, error) {
 	dir, err := b.socketDir()
 	if err != nil {
 		return "", err
 	}
 	dir = filepath.Join(dir, "main")
-	if _, err := s.add(b, b.program("socketbox"), "bind", "--dir", dir, "--listen", fmt.Sprintf("127.0.0.1:%d", s.port)); err != nil {
+	if _, err := s.add(b, b.program("socketbox"), append([]string{"bind", "--dir", dir, "--listen", fmt.Sprintf("127.0.0.1:%d", s.port)}, flags...)...); err != nil {
 		return "", err
 	}
 	return dir, s.awaitFile(b, filepath.Join(dir, fmt.Sprintf("%d.listener", s.port)))
 }
 
-// borrowing starts nginx under the preload library where its listener is lent.
-func (s *server) borrowing(b *bench, command []string) (*process, error) {
-	dir, err := s.lending(b)
+// borrowing starts a server under the preload library where its listener is lent.
+func (s *server) borrowing(b *bench, command []string, flags ...string) (*process, error) {
+	dir, err := s.lending(b, flags...)
 	if err != nil {
 		return nil, err
 	}

@@ -251,16 +251,23 @@ func (b *bench) sampleProxied(p proxy) (sample, error) {
 }
 
 // samplePump measures bytes by way of a proxy.
-func (b *bench) samplePump(p proxy, streams int) (_ sample, err error) {
+func (b *bench) samplePump(p proxy, streams int) (sample, error) {
+	return b.samplePumpAt(func(s *server) error {
+		if _, err := s.add(b, b.tool("pump"), "-s", "-p", strconv.Itoa(s.port)); err != nil {
+			return err
+		}
+		return s.front(b, p)
+	}, streams)
+}
+
+// samplePumpAt measures bytes to what start starts on the server's port.
+func (b *bench) samplePumpAt(start func(s *server) error, streams int) (_ sample, err error) {
 	s := &server{}
 	defer s.stop()
 	if s.port, err = freePorts(1); err != nil {
 		return sample{}, err
 	}
-	if _, err := s.add(b, b.tool("pump"), "-s", "-p", strconv.Itoa(s.port)); err != nil {
-		return sample{}, err
-	}
-	if err := s.front(b, p); err != nil {
+	if err := start(s); err != nil {
 		return sample{}, err
 	}
 	pump := func(t time.Duration) (sample, error) { return b.pump(s.port, streams, t) }

@@ -124,5 +124,6 @@ func extraOf(s sample) float64 { return s.extra }
 func rateOf(s sample) float64  { return s.rate() }
 func p50Of(s sample) float64   { return microseconds(s.p50) }
 func p99Of(s sample) float64   { return microseconds(s.p99) }
+func p999Of(s sample) float64  { return microseconds(s.p999) }
 
 func microseconds(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

@@ -26,6 +26,7 @@ const firstPort, lastPort = 20000, 31999
 type server struct {
 	port      int
 	request   string // what a client has to say first, if anything
+	dir       string // main socket directory of its binder
 	processes []*process
 	measured  []int          // pids whose CPU is counted
 	extra     []int          // pids whose CPU is shown apart

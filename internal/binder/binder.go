@@ -47,11 +47,12 @@ type binder struct {
 	abandoning    bool
 	reload        *reload // under way
 
-	before    int       // conversation with the instance to take over from, -1: none
-	yield     *yielding // to the instance that takes over, under way
-	adopted   []held    // for the next dispatcher that serves
-	succeeded bool      // another instance has taken over
-	failed    error     // ends the binder
+	refusals  *privsep.RefusalCounter // of the guard; nil: there is none
+	before    int                     // conversation with the instance to take over from, -1: none
+	yield     *yielding               // to the instance that takes over, under way
+	adopted   []held                  // for the next dispatcher that serves
+	succeeded bool                    // another instance has taken over
+	failed    error                   // ends the binder
 
 	diags   map[uint64]*diag // of network namespaces, by their cookies
 	tracker tracker
@@ -169,7 +170,7 @@ func (b *binder) takeFDs(fds []int) ([]int, error) {
 	if b.h.Predecessor != 0 {
 		head = 2
 	}
-	if b.h.Diags < 0 || len(fds) <= head+b.h.Diags {
+	if b.h.Diags < 0 || len(fds) <= head+b.h.Diags+1 {
 		return nil, fmt.Errorf("read inherited state: %d descriptors", len(fds))
 	}
 	b.control = fds[0]
@@ -180,6 +181,14 @@ func (b *binder) takeFDs(fds []int) ([]int, error) {
 		}
 	}
 	fds = fds[head:]
+	if b.h.Guard != nil {
+		var err error
+		if b.refusals, err = privsep.MapRefusals(fds[0]); err != nil {
+			return nil, err
+		}
+		unix.Close(fds[0])
+		fds = fds[1:]
+	}
 	return fds[b.h.Diags:], b.takeDiags(fds[:b.h.Diags])
 }
 

@@ -99,10 +99,20 @@ type GuardStatus struct {
 	On     bool   `json:"on"`               // what this instance binds is guarded
 	Group  string `json:"group,omitempty"`  // control group, in cgroup v2
 	Reason string `json:"reason,omitempty"` // why it is not on although it should
+
+	Refusals privsep.Refusals `json:"refusals"` // so far
+}
+
+// guardFDs are what the next stage needs of the guard.
+func (h *handover) guardFDs() []int {
+	if h.Guard == nil {
+		return nil
+	}
+	return []int{h.Guard.Counters()}
 }
 
 func (b *binder) guardStatus() GuardStatus {
-	g := GuardStatus{On: b.h.Guard != nil, Reason: b.h.NoGuard}
+	g := GuardStatus{On: b.h.Guard != nil, Reason: b.h.NoGuard, Refusals: b.refusals.Read()}
 	if b.h.Guard != nil {
 		g.Group = b.h.Guard.Path
 	}
@@ -112,7 +122,11 @@ func (b *binder) guardStatus() GuardStatus {
 func (s *Status) guard() string {
 	switch {
 	case s.GuardState.On:
-		return "on, control group " + filepath.Base(s.GuardState.Group)
+		text := "on, control group " + filepath.Base(s.GuardState.Group)
+		if r := s.GuardState.Refusals; r != (privsep.Refusals{}) {
+			text += fmt.Sprintf(", refused %d connect, %d bind, %d listen, %d send", r.Connect, r.Bind, r.Listen, r.Send)
+		}
+		return text
 	case s.Guard == config.GuardOff:
 		return "off"
 	}

@@ -47,7 +47,7 @@ func (o *Options) overridden() []string {
 
 // handover is what the privileged stage leaves for the binder. The
 // descriptors that come along are: the control socket, the conversation with
-// the predecessor if there is one, sock_diag sockets, then the listeners, the
+// the predecessor if there is one, the guard's refusals likewise, sock_diag sockets, then the listeners, the
 // files of tables, and what brings connections to listeners (steer.go), in order.
 type handover struct {
 	Options   Options
@@ -142,7 +142,7 @@ func Start(o Options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	err = privsep.Reexec(privsep.Binder, id, state, slices.Concat(control, diags, listeners, tables, steering))
+	err = privsep.Reexec(privsep.Binder, id, state, slices.Concat(control, h.guardFDs(), diags, listeners, tables, steering))
 	if before == nil {
 		unix.Unlink(h.Control)
 	}

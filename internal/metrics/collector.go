@@ -74,6 +74,10 @@ func collectInstance(ch chan<- prometheus.Metric, s *binder.Status) {
 	}
 	ch <- gauge(holdLimit, float64(s.HoldTotal))
 	ch <- gauge(guardOn, truth(s.GuardState.On))
+	r := s.GuardState.Refusals
+	for action, n := range map[string]uint64{"connect": r.Connect, "bind": r.Bind, "listen": r.Listen, "send": r.Send} {
+		ch <- counter(refusals, n, action)
+	}
 	for _, p := range s.Processes {
 		ch <- gauge(processOK, truth(p.Problem == ""), p.Role)
 	}
@@ -83,6 +87,8 @@ func collectListener(ch chan<- prometheus.Metric, l *binder.ListenerStatus) {
 	collectCounts(ch, listenerCounts, &l.Counts, l.Name)
 	collectTimes(ch, handOff, l.HandOff, l.Name)
 	ch <- gauge(guarded, truth(l.Guarded), l.Name)
+	ch <- gauge(lent, truth(l.State == binder.Lent), l.Name)
+	ch <- counter(loans, l.Loans, l.Name)
 	if l.Backlog > 0 {
 		ch <- gauge(acceptQueue, float64(l.Queue), l.Name)
 		ch <- gauge(acceptQueueLimit, float64(l.Backlog), l.Name)

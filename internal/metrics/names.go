@@ -34,12 +34,15 @@ var (
 	reloadTime   = desc("last_reload_timestamp_seconds", "When the last reload ended, in Unix time.")
 	holdLimit    = desc("hold_limit", "Connections that may be on hold for all targets together.")
 	guardOn      = desc("guard_on", "Whether the instance has a guard.")
+	refusals     = desc("guard_refusals_total", "What somebody wanted to do with a passed socket that the guard has refused.", "action")
 	processOK    = desc("process_confined", "Whether a process of the instance has no capability and is confined, as /proc shows it.", "role")
 
 	listenerCounts   = describeCounts("listener", "listener")
 	handOff          = desc("listener_handoff_seconds", "Time from accept to hand-off, hold included.", "listener")
 	guarded          = desc("listener_guarded", "Whether the listener is in the guard.", "listener")
 	acceptQueue      = desc("listener_accept_queue", "Connections in the kernel's backlog, which nobody has accepted yet.", "listener")
+	lent             = desc("listener_lent", "Whether the listener is lent: its borrower accepts by itself.", "listener")
+	loans            = desc("listener_loans_total", "How often the listener has been borrowed.", "listener")
 	acceptQueueLimit = desc("listener_accept_queue_limit", "Connections that fit into the kernel's backlog.", "listener")
 
 	ruleCounts = describeCounts("rule", "rule", "place", "target")

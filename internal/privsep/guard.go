@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,6 +23,52 @@ import (
 type Guard struct {
 	Path string // directory in the cgroup v2 hierarchy, "" if there is none
 	ID   uint64 // of that group, as bpf_get_current_cgroup_id says it
+
+	counters int // the map of refusals, in the process that has made it
+}
+
+// Counters returns the descriptor of the guard's refusals, which stays g's, for the
+// stage that follows: MapRefusals reads it.
+func (g *Guard) Counters() int { return g.counters }
+
+// Refusals counts what the guard has refused since it was made.
+type Refusals struct {
+	Connect uint64 `json:"connect"` // connect, MSG_FASTOPEN
+	Bind    uint64 `json:"bind"`
+	Listen  uint64 `json:"listen"` // packets to a socket that listens on a port it was not bound to
+	Send    uint64 `json:"send"`   // datagrams to strangers
+}
+
+// RefusalCounter reads a guard's refusals while its programs count.
+type RefusalCounter struct{ words []byte }
+
+// MapRefusals maps what Counters has returned, in the same process or a later stage;
+// fd stays the caller's.
+func MapRefusals(fd int) (*RefusalCounter, error) {
+	b, err := unix.Mmap(fd, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map the guard's refusals: %w", err)
+	}
+	return &RefusalCounter{b}, nil
+}
+
+// Read returns the counts; those of a nil counter are 0.
+func (c *RefusalCounter) Read() Refusals {
+	if c == nil {
+		return Refusals{}
+	}
+	at := func(i int) uint64 { return atomic.LoadUint64((*uint64)(unsafe.Pointer(&c.words[8*i]))) }
+	return Refusals{Connect: at(refusedConnect), Bind: at(refusedBind), Listen: at(refusedListen), Send: at(refusedSend)}
+}
+
+// forgetProbes sets the counts to 0 that the guard's own probes have made.
+func (g *Guard) forgetProbes() error {
+	c, err := MapRefusals(g.counters)
+	if err != nil {
+		return err
+	}
+	clear(c.words[:8*refusals])
+	return unix.Munmap(c.words)
 }
 
 // EnterGuard makes a guard below this process's control group, attaches its
@@ -45,7 +93,7 @@ func EnterGuard(uid, gid int) (*Guard, error) {
 	if err := join(g.Path, 0); err != nil {
 		return nil, errors.Join(err, RemoveGuard(g.Path))
 	}
-	if err := probeOwn(); err != nil {
+	if err := errors.Join(probeOwn(), g.forgetProbes()); err != nil {
 		return nil, errors.Join(err, g.Leave())
 	}
 	return g, nil

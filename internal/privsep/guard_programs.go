@@ -51,12 +51,31 @@ type attachment struct {
 	source asm.Instructions
 }
 
-// guardMaps are what the programs share. No process keeps a descriptor of
-// them: the programs hold them, and nobody can change what is in them.
+// guardMaps are what the programs share. The programs hold them; nobody else keeps
+// a descriptor, and can change what is in them, but of the refusals, which decide
+// nothing: the binder counts by them.
 type guardMaps struct {
-	marks *ebpf.Map // socket → the port that the binder bound it to
-	peers *ebpf.Map // socket, address, port that a datagram came from
+	marks    *ebpf.Map // socket → the port that the binder bound it to
+	peers    *ebpf.Map // socket, address, port that a datagram came from
+	refusals *ebpf.Map // how often each program has refused
 }
+
+func (m *guardMaps) close() {
+	for _, one := range []*ebpf.Map{m.marks, m.peers, m.refusals} {
+		if one != nil {
+			one.Close()
+		}
+	}
+}
+
+// What the guard refuses, by its place in the map of refusals.
+const (
+	refusedConnect = iota
+	refusedBind
+	refusedListen
+	refusedSend
+	refusals
+)
 
 // attach loads the guard's programs and attaches them to its group, by
 // BPF_PROG_ATTACH: a link would end with the process that holds it, and the
@@ -69,14 +88,16 @@ func (g *Guard) attach() error {
 	if err != nil {
 		return err
 	}
-	defer maps.marks.Close()
-	defer maps.peers.Close()
+	defer maps.close()
+	if g.counters, err = unix.FcntlInt(uintptr(maps.refusals.FD()), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("duplicate a descriptor: %w", err)
+	}
 	dir, err := unix.Open(g.Path, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open control group %s: %w", g.Path, err)
 	}
 	defer unix.Close(dir)
-	for _, a := range guardPrograms(g.ID, maps.marks.FD(), maps.peers.FD()) {
+	for _, a := range guardPrograms(g.ID, maps) {
 		if err := a.attach(dir); err != nil {
 			return err
 		}
@@ -86,19 +107,25 @@ func (g *Guard) attach() error {
 
 func newGuardMaps() (*guardMaps, error) {
 	u32 := &btf.Int{Name: "unsigned int", Size: 4}
-	marks, err := ebpf.NewMap(&ebpf.MapSpec{
+	m := &guardMaps{}
+	var err error
+	m.marks, err = ebpf.NewMap(&ebpf.MapSpec{
 		Name: "socketbox_marks", Type: ebpf.SkStorage, KeySize: 4, ValueSize: 4, Flags: unix.BPF_F_NO_PREALLOC,
 		Key: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}, Value: u32,
 	})
+	if err == nil {
+		m.peers, err = ebpf.NewMap(&ebpf.MapSpec{Name: "socketbox_peers", Type: ebpf.LRUHash, KeySize: peerSize, ValueSize: 4, MaxEntries: maxPeers})
+	}
+	if err == nil {
+		m.refusals, err = ebpf.NewMap(&ebpf.MapSpec{
+			Name: "socketbox_count", Type: ebpf.Array, KeySize: 4, ValueSize: 8 * refusals, MaxEntries: 1, Flags: unix.BPF_F_MMAPABLE,
+		})
+	}
 	if err != nil {
+		m.close()
 		return nil, fmt.Errorf("make the guard's maps: %w", err)
 	}
-	peers, err := ebpf.NewMap(&ebpf.MapSpec{Name: "socketbox_peers", Type: ebpf.LRUHash, KeySize: peerSize, ValueSize: 4, MaxEntries: maxPeers})
-	if err != nil {
-		marks.Close()
-		return nil, fmt.Errorf("make the guard's maps: %w", err)
-	}
-	return &guardMaps{marks, peers}, nil
+	return m, nil
 }
 
 func (a attachment) attach(dir int) error {
@@ -124,18 +151,19 @@ func loadError(err error) error {
 }
 
 // guardPrograms are all programs of the guard whose group has the given id.
-func guardPrograms(id uint64, marks, peers int) []attachment {
+func guardPrograms(id uint64, m *guardMaps) []attachment {
+	marks, peers, count := m.marks.FD(), m.peers.FD(), m.refusals.FD()
 	const address, socket, packet = ebpf.CGroupSockAddr, ebpf.CGroupSock, ebpf.CGroupSKB
 	return []attachment{
-		{"connect4", address, ebpf.AttachCGroupInet4Connect, refuseStrangers(ipv4, peers, true)},
-		{"connect6", address, ebpf.AttachCGroupInet6Connect, refuseStrangers(ipv6, peers, true)},
-		{"bind4", address, ebpf.AttachCGroupInet4Bind, refuseBind(id, ipv4, refusedIPv4[:], passedIPv4[:])},
-		{"bind6", address, ebpf.AttachCGroupInet6Bind, refuseBind(id, ipv6, refusedIPv6[:], passedIPv6[:])},
+		{"connect4", address, ebpf.AttachCGroupInet4Connect, refuseStrangers(ipv4, peers, true, count)},
+		{"connect6", address, ebpf.AttachCGroupInet6Connect, refuseStrangers(ipv6, peers, true, count)},
+		{"bind4", address, ebpf.AttachCGroupInet4Bind, refuseBind(id, ipv4, refusedIPv4[:], passedIPv4[:], count)},
+		{"bind6", address, ebpf.AttachCGroupInet6Bind, refuseBind(id, ipv6, refusedIPv6[:], passedIPv6[:], count)},
 		{"marks4", socket, ebpf.AttachCGroupInet4PostBind, mark(id, marks)},
 		{"marks6", socket, ebpf.AttachCGroupInet6PostBind, mark(id, marks)},
-		{"ingress", packet, ebpf.AttachCGroupInetIngress, dropUnmarked(marks)},
-		{"sendmsg4", address, ebpf.AttachCGroupUDP4Sendmsg, refuseStrangers(ipv4, peers, false)},
-		{"sendmsg6", address, ebpf.AttachCGroupUDP6Sendmsg, refuseStrangers(ipv6, peers, false)},
+		{"ingress", packet, ebpf.AttachCGroupInetIngress, dropUnmarked(marks, count)},
+		{"sendmsg4", address, ebpf.AttachCGroupUDP4Sendmsg, refuseStrangers(ipv4, peers, false, count)},
+		{"sendmsg6", address, ebpf.AttachCGroupUDP6Sendmsg, refuseStrangers(ipv6, peers, false, count)},
 		{"recvmsg4", address, ebpf.AttachCGroupUDP4Recvmsg, notePeer(ipv4, peers)},
 		{"recvmsg6", address, ebpf.AttachCGroupUDP6Recvmsg, notePeer(ipv6, peers)},
 	}
@@ -155,6 +183,21 @@ var (
 // answer ends a program: 1 lets pass, 0 refuses with EPERM or drops.
 func answer(label string, value int32) asm.Instructions {
 	return asm.Instructions{asm.Mov.Imm(asm.R0, value).WithSymbol(label), asm.Return()}
+}
+
+// refuse is answer 0, counted.
+func refuse(label string, count int, which int16) asm.Instructions {
+	const key = -4
+	return append(asm.Instructions{
+		asm.StoreImm(asm.RFP, key, 0, asm.Word).WithSymbol(label),
+		asm.LoadMapPtr(asm.R1, count),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, key),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "counted "+label),
+		asm.Mov.Imm(asm.R1, 1),
+		asm.AddAtomic.Mem(asm.R0, asm.R1, asm.DWord, 8*which),
+	}, answer("counted "+label, 0)...)
 }
 
 // A peer on the stack: the socket's cookie (8 bytes), the address as IPv6 (16),
@@ -202,7 +245,11 @@ func peerEntry(peers int) asm.Instructions {
 // refuseStrangers lets a datagram socket reach peers that it was heard from,
 // and nothing else anywhere. Where streams come along, they are refused
 // whoever asks: nobody connects with a guarded socket.
-func refuseStrangers(f family, peers int, streams bool) asm.Instructions {
+func refuseStrangers(f family, peers int, streams bool, count int) asm.Instructions {
+	which := int16(refusedSend)
+	if streams {
+		which = refusedConnect
+	}
 	code := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}
 	if streams {
 		code = append(code,
@@ -212,7 +259,7 @@ func refuseStrangers(f family, peers int, streams bool) asm.Instructions {
 	code = append(code, peerKey(f)...)
 	code = append(code, peerEntry(peers)...)
 	code = append(code, asm.FnMapLookupElem.Call(), asm.JEq.Imm(asm.R0, 0, "refuse"))
-	return append(append(code, answer("", 1)...), answer("refuse", 0)...)
+	return append(append(code, answer("", 1)...), refuse("refuse", count, which)...)
 }
 
 // notePeer remembers whom a datagram came from that is being received.
@@ -260,12 +307,13 @@ func ifAddress(f family, address []byte, label string) asm.Instructions {
 // refuseBind lets those bind who are in the guard's group itself: the
 // privileged stage, the binder, `socketbox reload`. The two addresses are for
 // Guarded.
-func refuseBind(id uint64, f family, refused, passed []byte) asm.Instructions {
+func refuseBind(id uint64, f family, refused, passed []byte, count int) asm.Instructions {
 	code := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}
-	code = append(code, ifAddress(f, refused, "refuse")...)
+	code = append(code, ifAddress(f, refused, "uncounted")...)
 	code = append(code, ifAddress(f, passed, "pass")...)
 	code = append(code, ifOutside(id, "refuse")...)
-	return append(append(code, answer("pass", 1)...), answer("refuse", 0)...)
+	code = append(append(code, answer("pass", 1)...), answer("uncounted", 0)...)
+	return append(code, refuse("refuse", count, refusedBind)...)
 }
 
 // mark notes in a socket that was bound from inside the guard which port it
@@ -291,7 +339,7 @@ func mark(id uint64, marks int) asm.Instructions {
 // binder bound, on the port that it bound it to. listen(2) on a socket without
 // a port takes one by itself, of which neither the bind programs nor Landlock
 // hear. Packets of connections cost five instructions.
-func dropUnmarked(marks int) asm.Instructions {
+func dropUnmarked(marks, count int) asm.Instructions {
 	code := asm.Instructions{
 		asm.LoadMem(asm.R1, asm.R1, skbSock, asm.DWord),
 		asm.JEq.Imm(asm.R1, 0, "pass"),
@@ -310,5 +358,5 @@ func dropUnmarked(marks int) asm.Instructions {
 		asm.LoadMem(asm.R2, asm.R7, sockPort, asm.Word),
 		asm.JNE.Reg(asm.R1, asm.R2, "drop"),
 	}
-	return append(append(code, answer("pass", 1)...), answer("drop", 0)...)
+	return append(append(code, answer("pass", 1)...), refuse("drop", count, refusedListen)...)
 }

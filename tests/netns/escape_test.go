@@ -283,8 +283,12 @@ func TestEscapeByConnection(t *testing.T) {
 	t.Run("cures", func(t *testing.T) {
 		each(t, func(t *testing.T, c cure, root bool, as []string, host string) {
 			a := newAttempt(t, h, host, "connection", c)
-			a.handOffTo(ipNetns(t), c, as)
+			b := a.handOffTo(ipNetns(t), c, as)
 			mustBe(t, a.outcomes(), expected(c, root, host))
+			r := b.status().GuardState.Refusals
+			if tried := c.guard != "off" && c.isolate == "off"; tried != (r.Connect > 0 && r.Bind > 0 && r.Listen > 0) {
+				t.Errorf("the guard has counted %+v", r)
+			}
 		})
 	})
 }
