@@ -42,7 +42,7 @@ INSTALLED = $(PROGRAMS:%=$(BIN)/%) \
 	$(PROGRAMS:%=$(BASH)/%) $(PROGRAMS:%=$(ZSH)/_%) $(PROGRAMS:%=$(FISH)/%.fish) \
 	$(foreach page,$(MANUALS),$(MAN)/man$(subst .,,$(suffix $(page)))/$(page)) \
 	$(UNITS:%=$(UNIT)/%) $(CONF)/sysusers.d/socketbox.conf $(CONF)/tmpfiles.d/socketbox.conf \
-	$(DOC)/socketbox.toml.example $(CONTRIB:%=$(DOC)/%) $(LIB)/libsocketbox-preload.so
+	$(DOC)/socketbox.toml.example $(CONTRIB:%=$(DOC)/%) $(LIB)/libsocketbox-preload.so $(LIB)/musl/libsocketbox-preload.so
 
 .PHONY: build static deps test netns demo bench soak fuzz compat docker lint man install uninstall clean help missing FORCE
 
@@ -63,7 +63,7 @@ $(STATIC_PROGRAMS:%=bin/static/%): bin/static/%: FORCE
 	CGO_ENABLED=0 $(BUILD) -ldflags "$(LDFLAGS)" -o $@ ./cmd/$*
 
 bin/libsocketbox-preload.so: FORCE
-	@$(MAKE) --no-print-directory -C preload OUT=../bin all
+	@$(MAKE) --no-print-directory -C preload OUT=../bin all $(if $(shell command -v musl-gcc),musl)
 
 # Go knows what is out of date.
 FORCE:
@@ -132,11 +132,12 @@ install: ## install into PREFIX (/usr/local), below DESTDIR if that is set
 	install -m 0644 packaging/socketbox.toml.example $(DOC)/socketbox.toml.example
 	for f in $(CONTRIB); do install -D -m 0644 contrib/$$f $(DOC)/$$f; done
 	install -D -s -m 0644 bin/libsocketbox-preload.so $(LIB)/libsocketbox-preload.so
+	if test -e bin/musl/libsocketbox-preload.so; then install -D -s -m 0644 bin/musl/libsocketbox-preload.so $(LIB)/musl/libsocketbox-preload.so; fi
 	@test -n "$(DESTDIR)" || echo "next: systemd-sysusers && systemd-tmpfiles --create socketbox.conf && systemctl daemon-reload"
 
 uninstall: ## remove what install has put down; configuration stays
 	rm -f $(INSTALLED)
-	-@rmdir $(DOC)/prometheus $(DOC)/grafana $(DOC) $(LIB) 2>/dev/null
+	-@rmdir $(DOC)/prometheus $(DOC)/grafana $(DOC) $(LIB)/musl $(LIB) 2>/dev/null
 	@test -z "$(DESTDIR)" || find "$(DESTDIR)" -depth -type d -empty -delete
 
 clean: ## remove what was built
