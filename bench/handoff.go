@@ -146,47 +146,43 @@ func (s *server) startReceiver(b *bench) (path string, err error) {
 	return path, s.awaitFile(b, path)
 }
 
-// startReference starts the C reference with a receiver behind it.
-func (b *bench) startReference(flags ...string) (_ *server, err error) {
+// withReceiver starts a receiver, and with run whatever is to hand connections of
+// the server's port to the receiver's path.
+func (b *bench) withReceiver(run func(s *server, path string) error) (*server, error) {
 	s := &server{}
-	defer func() {
-		if err != nil {
-			s.stop()
-		}
-	}()
 	path, err := s.startReceiver(b)
+	if err == nil {
+		s.port, err = freePorts(1)
+	}
+	if err == nil {
+		err = run(s, path)
+	}
 	if err != nil {
+		s.stop()
 		return nil, err
 	}
-	if s.port, err = freePorts(1); err != nil {
-		return nil, err
-	}
-	ref, err := s.add(b, b.tool("ref"), append(flags, strconv.Itoa(s.port), path)...)
-	if err != nil {
-		return nil, err
-	}
-	s.measured = []int{ref.pid}
-	s.resident = map[string]int{"dispatcher": ref.pid}
-	return s, s.awaitServed(b, s.port)
+	return s, nil
+}
+
+// startReference starts the C reference with a receiver behind it.
+func (b *bench) startReference(flags ...string) (*server, error) {
+	return b.withReceiver(func(s *server, path string) error {
+		ref, err := s.add(b, b.tool("ref"), append(flags, strconv.Itoa(s.port), path)...)
+		if err != nil {
+			return err
+		}
+		s.measured = []int{ref.pid}
+		s.resident = map[string]int{"dispatcher": ref.pid}
+		return s.awaitServed(b, s.port)
+	})
 }
 
 // startSocketbox starts `socketbox bind` on one port of a host with a receiver
 // behind it; the empty host is both families.
-func (b *bench) startSocketbox(host string) (_ *server, err error) {
-	s := &server{}
-	defer func() {
-		if err != nil {
-			s.stop()
-		}
-	}()
-	path, err := s.startReceiver(b)
-	if err != nil {
-		return nil, err
-	}
-	if s.port, err = freePorts(1); err != nil {
-		return nil, err
-	}
-	return s, s.addBinder(b, s.port, "--listen", net.JoinHostPort(host, strconv.Itoa(s.port)), "--target", path)
+func (b *bench) startSocketbox(host string) (*server, error) {
+	return b.withReceiver(func(s *server, path string) error {
+		return s.addBinder(b, s.port, "--listen", net.JoinHostPort(host, strconv.Itoa(s.port)), "--target", path)
+	})
 }
 
 // addBinder starts `socketbox bind`, waits until a client of port is served

@@ -71,37 +71,30 @@ func (b *bench) rulesVariant(name string, rules, entries int) *variant {
 // startRules starts a binder with so many rules or, where entries is not 0, with
 // a table; it returns the path of its configuration too.
 func (b *bench) startRules(rules, entries int) (_ *server, config string, err error) {
-	s := &server{}
-	defer func() {
-		if err != nil {
-			s.stop()
+	s, err := b.withReceiver(func(s *server, path string) (err error) {
+		if config, err = b.writeConfig("socketbox.toml", rulesConfig(s.port, path, rules, entries)); err != nil {
+			return err
 		}
-	}()
-	path, err := s.startReceiver(b)
-	if err != nil {
-		return nil, "", err
-	}
-	if s.port, err = freePorts(1); err != nil {
-		return nil, "", err
-	}
+		if entries > 0 {
+			if err := writeTable(config, entries); err != nil {
+				return err
+			}
+		}
+		return s.addBinder(b, s.port, "--config", config)
+	})
+	return s, config, err
+}
+
+func rulesConfig(port int, path string, rules, entries int) string {
 	var text strings.Builder
-	fmt.Fprintf(&text, "[[listener]]\naddress = \"0.0.0.0:%d\"\n[target.shop]\nsockets = %q\n", s.port, path)
+	fmt.Fprintf(&text, "[[listener]]\naddress = \"0.0.0.0:%d\"\n[target.shop]\nsockets = %q\n", port, path)
 	for i := range rules - 1 {
 		fmt.Fprintf(&text, "[[rule]]\nlocal = \"10.%d.%d.0/24\"\ntarget = \"shop\"\n", i/256, i%256)
 	}
 	if entries > 0 {
-		fmt.Fprintf(&text, "[[rule]]\ntarget = \"table:tenants\"\n[table.tenants]\nfile = \"tenants.tsv\"\n")
-	} else {
-		fmt.Fprintf(&text, "[[rule]]\nlocal = \"127.0.0.0/8\"\ntarget = \"shop\"\n")
+		return text.String() + "[[rule]]\ntarget = \"table:tenants\"\n[table.tenants]\nfile = \"tenants.tsv\"\n"
 	}
-	config, err = b.writeConfig("socketbox.toml", text.String())
-	if err == nil && entries > 0 {
-		err = writeTable(config, entries)
-	}
-	if err != nil {
-		return nil, "", err
-	}
-	return s, config, s.addBinder(b, s.port, "--config", config)
+	return text.String() + "[[rule]]\nlocal = \"127.0.0.0/8\"\ntarget = \"shop\"\n"
 }
 
 // writeTable writes the table of a configuration: 127.0.0.1, and for the rest IPv4
@@ -127,33 +120,20 @@ func writeTable(config string, entries int) error {
 // whole prefix.
 func (b *bench) prefixVariant(name string, steered bool) *variant {
 	const address = "127.77.0.1"
-	start := func() (_ *server, err error) {
-		s := &server{}
-		defer func() {
-			if err != nil {
-				s.stop()
+	start := func() (*server, error) {
+		return b.withReceiver(func(s *server, path string) error {
+			text := fmt.Sprintf("[[listener]]\naddress = \"%s:%d\"\n", address, s.port)
+			if steered {
+				text = "[[listener]]\naddress = \"127.77.0.0/16\"\nports = \"1-65535\"\nsk_lookup = true\n"
 			}
-		}()
-		path, err := s.startReceiver(b)
-		if err != nil {
-			return nil, err
-		}
-		if s.port, err = freePorts(1); err != nil {
-			return nil, err
-		}
-		// The plain listener asks each connection for its address too, as one for
-		// many has to: what is compared is the way to the socket.
-		text := fmt.Sprintf("[[listener]]\naddress = \"%s:%d\"\n", address, s.port)
-		if steered {
-			text = "[[listener]]\naddress = \"127.77.0.0/16\"\nports = \"1-65535\"\nsk_lookup = true\n"
-		}
-		// One for the bench itself, which asks at 127.0.0.1 whether it serves.
-		text += fmt.Sprintf("[[listener]]\naddress = \"127.0.0.1:%d\"\n[[rule]]\ntarget = %q\n", s.port, path)
-		config, err := b.writeConfig("socketbox.toml", text)
-		if err != nil {
-			return nil, err
-		}
-		return s, s.addBinder(b, s.port, "--config", config)
+			// One for the bench itself, which asks at 127.0.0.1 whether it serves.
+			text += fmt.Sprintf("[[listener]]\naddress = \"127.0.0.1:%d\"\n[[rule]]\ntarget = %q\n", s.port, path)
+			config, err := b.writeConfig("socketbox.toml", text)
+			if err != nil {
+				return err
+			}
+			return s.addBinder(b, s.port, "--config", config)
+		})
 	}
 	return &variant{name: name, clients: tableClients, measure: func() (sample, error) {
 		return b.sampleServer(start, own, loadSpec{address: address, clients: tableClients, count: b.count, limit: b.limit})
