@@ -170,7 +170,11 @@ func (b *binder) takeFDs(fds []int) ([]int, error) {
 	if b.h.Predecessor != 0 {
 		head = 2
 	}
-	if b.h.Diags < 0 || len(fds) <= head+b.h.Diags+1 {
+	guard := 0
+	if b.h.Guard != nil {
+		guard = 1
+	}
+	if b.h.Diags < 0 || len(fds) <= head+guard+b.h.Diags {
 		return nil, fmt.Errorf("read inherited state: %d descriptors", len(fds))
 	}
 	b.control = fds[0]
@@ -181,7 +185,7 @@ func (b *binder) takeFDs(fds []int) ([]int, error) {
 		}
 	}
 	fds = fds[head:]
-	if b.h.Guard != nil {
+	if guard > 0 {
 		var err error
 		if b.refusals, err = privsep.MapRefusals(fds[0]); err != nil {
 			return nil, err

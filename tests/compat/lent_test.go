@@ -16,9 +16,9 @@ import (
 	"socketbox/internal/binder"
 )
 
-// forms are the addresses that a daemon may bind: its listeners have to be of the
-// same, or there is nothing to borrow.
-var forms = [][]string{{""}, {"0.0.0.0", "[::]"}, {"0.0.0.0"}}
+// forms are the addresses that a daemon may bind: the listeners have to be of the
+// same, or there is nothing to borrow. The first that it can do with is its own.
+var forms = [][]string{{""}, {"0.0.0.0"}, {"0.0.0.0", "[::]"}}
 
 func (i *instance) handoff() string {
 	if i.lent != nil {

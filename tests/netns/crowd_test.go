@@ -34,6 +34,7 @@ const (
 type client struct {
 	to    string        // host:port, or the path of a Unix listener
 	from  string        // local address; "": the kernel's choice
+	in    string        // network namespace, by name; "": the tests'
 	limit time.Duration // for everything; 0: clientLimit
 }
 
@@ -91,7 +92,15 @@ func (c client) dial(limit time.Duration) (net.Conn, error) {
 	if c.from != "" {
 		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(c.from)}
 	}
-	return d.Dial("tcp", c.to)
+	if c.in == "" {
+		return d.Dial("tcp", c.to)
+	}
+	var conn net.Conn
+	err := inside(c.in, func() (err error) {
+		conn, err = d.Dial("tcp", c.to)
+		return err
+	})
+	return conn, err
 }
 
 func outcomeOf(err error) string {

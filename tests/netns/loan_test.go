@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -299,4 +300,14 @@ func TestLoanRights(t *testing.T) {
 		return err
 	})
 	b.is(0, binder.Undecided)
+
+	// A group is enough, the first one or one of the others.
+	for _, group := range []int{0, 4712} {
+		port := freePort(t)
+		b := bindConfig(t, listenerFor(port)+fmt.Sprintf("allow = { users = [4711], groups = [%d] }\n", group))
+		daemon := []string{"python3", "-m", "http.server", "--bind", "127.0.0.1", fmt.Sprint(port)}
+		as := append([]string{"setpriv", "--groups", "4712", "--"}, filepath.Join(programs, "socketbox-launch"), "--dir", b.dir, "-n", "--via", "notify", "--")
+		start(t, exec.Command(as[0], append(as[1:], daemon...)...))
+		b.is(0, binder.Lent)
+	}
 }

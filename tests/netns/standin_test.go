@@ -464,23 +464,20 @@ func kill9(t *testing.T, pid int) {
 
 // inNamespace runs a client in ns, a namespace with a name.
 func inNamespace(ns namespace, c client) visit {
-	enter := func() error {
-		fd, err := unix.Open("/run/netns/"+ns.name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	c.in = ns.name
+	return c.visit()
+}
+
+// inside runs do in the namespace of that name.
+func inside(name string, do func() error) error {
+	return elsewhere(func() error {
+		fd, err := unix.Open("/run/netns/"+name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
 		return unix.Setns(fd, unix.CLONE_NEWNET)
-	}
-	var v visit
-	err := elsewhere(enter, func() error {
-		v = c.visit()
-		return nil
-	})
-	if err != nil {
-		return visit{outcome: broken, err: err}
-	}
-	return v
+	}, do)
 }
 
 // portRange returns the first of n free ports in a row.
