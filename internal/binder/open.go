@@ -114,6 +114,9 @@ func findInherited(inherited []*inherited, d listen.Description) *inherited {
 		if in.used || in.key != "" && in.key != keyOf(d) {
 			continue
 		}
+		if d.Steered() && in.key == "" && in.name != storeName(d) {
+			continue // what it is bound to tells nothing
+		}
 		if listen.Matches(in.fd, d) == nil {
 			return in
 		}

@@ -158,10 +158,14 @@ func (w *worker) routeFor(k privsep.Key) *route {
 	if r := w.routes[k]; r != nil {
 		return r
 	}
-	if len(w.routes) >= maxRoutes {
+	need := 1
+	if k.Place == rule.AnyPlace {
+		need += w.plan.Table.Targets[k.Target].Places
+	}
+	for n := 0; n < need && len(w.routes)+need > maxRoutes; n++ {
 		w.forgetRoute()
 	}
-	if len(w.routes) >= 2*maxRoutes {
+	if len(w.routes)+need > 2*maxRoutes {
 		return nil
 	}
 	if k.Place == rule.AnyPlace {
