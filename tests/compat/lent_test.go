@@ -18,7 +18,12 @@ import (
 
 // forms are the addresses that a daemon may bind: the listeners have to be of the
 // same, or there is nothing to borrow. The first that it can do with is its own.
-var forms = [][]string{{""}, {"0.0.0.0"}, {"0.0.0.0", "[::]"}}
+func (d *daemon) forms() [][]string {
+	if d.listens == "4" {
+		return [][]string{{"0.0.0.0"}}
+	}
+	return [][]string{{""}, {"0.0.0.0", "[::]"}}
+}
 
 func (i *instance) handoff() string {
 	if i.lent != nil {
@@ -47,7 +52,7 @@ func (i *instance) lendingConfig(main string) string {
 func lent(t *testing.T, d *daemon) cell {
 	var i *instance
 	var err error
-	for _, form := range forms {
+	for _, form := range d.forms() {
 		if i, err = startOn(t, d, true, form); err == nil {
 			if err = i.serves(); err == nil {
 				break

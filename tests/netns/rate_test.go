@@ -277,8 +277,8 @@ func TestFloodFromManySources(t *testing.T) {
 	}, manySources(port))
 	grown := kibibytes(t, rss(t, b.status().Dispatcher)) - before
 	t.Logf("%d sources took %d KiB", attack.total(), grown)
-	if grown > 4096 {
-		t.Errorf("%d sources took %d KiB, expected at most 1 MiB and some noise", attack.total(), grown)
+	if grown > 8192 {
+		t.Errorf("%d sources took %d KiB, expected 1 MiB and what the collector leaves", attack.total(), grown)
 	}
 	attack.allServed(t, attack.total())
 }
