@@ -74,7 +74,10 @@ func (m *matcher) fits(conn *Conn) bool {
 	if m.m == nil {
 		return true
 	}
-	_, ok := m.m.Lookup(conn.Local, conn.Port)
+	to, ok := m.m.Lookup(conn.Local, conn.Port)
+	if ok {
+		conn.by, conn.found = m.m, to // a large map is not in the processor's caches: MapTo need not look again
+	}
 	return ok
 }
 
@@ -98,8 +101,11 @@ func (c *Compiled) Lookup(conn *Conn) (rule int, ok bool) {
 // false for a rule without one.
 func (c *Compiled) MapTo(rule int, conn *Conn) (to To, ok bool) {
 	m := c.rules[rule].m
-	if m == nil {
+	switch m {
+	case nil:
 		return 0, false
+	case conn.by:
+		return conn.found, true
 	}
 	return m.Lookup(conn.Local, conn.Port)
 }

@@ -96,4 +96,7 @@ type Conn struct {
 	Listener      int
 	Port          uint16 // port that the client dialled
 	Local, Remote netip.Addr
+
+	by    *Map // that has been looked into: what follows is what it said
+	found To
 }
