@@ -103,9 +103,12 @@ func (b *bench) startNginx(program string, with func(s *server, b *bench, comman
 	if err := s.awaitServed(b, s.port); err != nil {
 		return nil, err
 	}
-	workers := childrenTitled(master.pid, "nginx: worker process")
-	if len(workers) != 2 {
-		return nil, fmt.Errorf("nginx has %d workers, not 2", len(workers))
+	var workers []int
+	if err := s.await(b, "wait for nginx's two workers", func() bool {
+		workers = childrenTitled(master.pid, "nginx: worker process")
+		return len(workers) == 2
+	}); err != nil {
+		return nil, err
 	}
 	s.measured = append(s.measured, workers...)
 	return s, nil
