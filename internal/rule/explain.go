@@ -28,7 +28,7 @@ func (r *Rule) Checks(conn *Conn, listener func(int) string) []Check {
 		}
 		const few = 8 // more are a range of ports
 		if n := len(names); n > few {
-			names = append(names[:few-1], fmt.Sprintf("… %s (%d in all)", names[n-1], n))
+			names = []string{fmt.Sprintf("%s … %s (%d in all)", names[0], names[n-1], n)}
 		}
 		c.Want = strings.Join(names, ", ")
 		all = append(all, c)

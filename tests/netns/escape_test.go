@@ -436,9 +436,11 @@ func TestEscapeByDispatcher(t *testing.T) {
 					t.Errorf("the dispatcher is in %s, %v", text, err)
 				}
 				listener := stealListener(t, st.PID)
-				signal := exec.Command("kill", "-STOP", strconv.Itoa(st.Dispatcher)) // lest it accept first
-				if err := signal.Run(); err != nil {
-					t.Fatal(err)
+				// Lest the one accepts first, and the other listens again where the escape has ended that.
+				for _, pid := range []int{st.Dispatcher, st.PID} {
+					if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+						t.Fatal(err)
+					}
 				}
 				a := newAttempt(t, h, host, "listener", cure{"required", "off"})
 				a.runWith(namespace{exec: []string{"sh", "-c", `echo $$ >"$0/cgroup.procs" && exec "$@"`, filepath.Join(st.GuardState.Group, group)}},
