@@ -99,7 +99,7 @@ soak: build ## run what must not leak for SOAK (5m): socketbox-relay under clien
 fuzz: ## run every fuzz target for FUZZTIME (30s)
 	@scripts/fuzz $(FUZZTIME) $(TAGS)
 
-compat: build ## run real daemons behind socketbox and write docs/compatibility.md (root; 4 minutes)
+compat: build ## run real daemons behind socketbox and write docs/compatibility.md (root; 12 minutes)
 	@tests/compat/deps compat
 	go test $(TAGS),compat -count=1 -timeout 20m -v ./tests/compat -args -table ../../docs/compatibility.md
 
