@@ -32,8 +32,9 @@ func TestRateOfListener(t *testing.T) {
 			begun := time.Now()
 			load := begin(clients, to(at(port)))
 			time.Sleep(500 * time.Millisecond)
-			if n := b.status().Total.Accepted; n < 20 || n > 35 {
-				t.Errorf("after half a second %d were accepted, expected 20 to 31", n)
+			n := b.status().Total.Accepted
+			if most := 21 + 20*time.Since(begun).Seconds(); n < 20 || float64(n) > most {
+				t.Errorf("after half a second %d were accepted, expected 20 to %.0f", n, most)
 			}
 			c := load.end()
 			took := time.Since(begun)
@@ -218,7 +219,7 @@ func TestFloodFromOneSource(t *testing.T) {
 			b := bindConfig(t, limited(port, "per_source = \"500/s\"\nover = \""+over+"\""))
 			receiversOf(t, b, 0, "a.sock")
 			attack, _ := flood(t, b, here(), from("127.8.0.1", at(port)), manySources(port))
-			if attack.count(served) > 500*4 {
+			if attack.count(served) > 500*6 { // a bucket, what waits at the end, and some seconds
 				t.Errorf("the flood passed: %s", attack)
 			}
 			servedAgain(t, from("127.8.0.1", at(port)))
@@ -259,7 +260,7 @@ func TestFloodFromOneNetwork(t *testing.T) {
 		}
 	}
 	attack, _ := flood(t, b, ns, of("2001:db8:1:1::%x"), of("2001:db8:2:%x::1"))
-	if attack.count(served) > 500*4 {
+	if attack.count(served) > 500*6 { // a bucket, what waits at the end, and some seconds
 		t.Errorf("the flood passed: %s", attack)
 	}
 	servedAgain(t, of("2001:db8:1:1:2::%x"))
