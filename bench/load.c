@@ -60,8 +60,15 @@ struct worker {
 	struct client *client;
 };
 
+/* An address of either family: IPv4, or IPv6. */
+union address {
+	struct sockaddr any;
+	struct sockaddr_in in;
+	struct sockaddr_in6 in6;
+};
+
 static struct {
-	struct sockaddr_in server;
+	union address server;
 	unsigned short port;
 	long ports;     /* consecutive ports, taken in turn */
 	long clients;
@@ -69,6 +76,8 @@ static struct {
 	long count;     /* connections at most */
 	double seconds; /* time at most */
 	long interval;  /* pause of a client between connections, in us */
+	union address first; /* source */
+	long sources;   /* consecutive addresses, taken in turn; 0: the kernel's choice */
 	const char *request; /* NULL: the server speaks first */
 } load = { .ports = 1, .clients = 1, .threads = 1, .count = 1000, .seconds = 10 };
 
@@ -121,27 +130,61 @@ static void finish(struct client *c, enum outcome outcome)
 	c->due = t + (double)load.interval / 1e6;
 }
 
+/* parse_address reads an address of either family; 0 if it is none. */
+static int parse_address(const char *text, union address *a)
+{
+	if (inet_pton(AF_INET, text, &a->in.sin_addr) == 1)
+		a->any.sa_family = AF_INET;
+	else if (inet_pton(AF_INET6, text, &a->in6.sin6_addr) == 1)
+		a->any.sa_family = AF_INET6;
+	else
+		return 0;
+	return 1;
+}
+
+static socklen_t size_of(const union address *a)
+{
+	return a->any.sa_family == AF_INET ? sizeof a->in : sizeof a->in6;
+}
+
+/* come_from binds a connection's socket to its source, whose port is left to connect. */
+static void come_from(int fd, long number)
+{
+	union address source = load.first;
+	in_addr_t *low = source.any.sa_family == AF_INET ? &source.in.sin_addr.s_addr
+							 : &source.in6.sin6_addr.s6_addr32[3];
+	int on = 1;
+
+	*low = htonl(ntohl(*low) + (in_addr_t)(number % load.sources));
+	if (setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on) ||
+	    bind(fd, &source.any, size_of(&source)))
+		die("bind to a source");
+}
+
 /* start begins the client's next connection, unless it was the last. */
 static void start(struct worker *w, struct client *c)
 {
 	static const struct linger reset = { .l_onoff = 1, .l_linger = 0 };
-	struct sockaddr_in server = load.server;
+	union address server = load.server;
 	struct epoll_event event = { .events = load.request ? EPOLLOUT : EPOLLIN, .data.ptr = c };
 
 	if (atomic_load(&over) || (c->number = atomic_fetch_add(&taken, 1)) >= load.count) {
 		c->done = 1;
 		return;
 	}
-	c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	c->fd = socket(server.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (c->fd < 0)
 		die("socket");
 	if (setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset))
 		die("setsockopt");
-	server.sin_port = htons((unsigned short)(load.port + c->number % load.ports));
+	if (load.sources)
+		come_from(c->fd, c->number);
+	server.in.sin_port = /* where sin6_port is, too */
+		htons((unsigned short)(load.port + c->number % load.ports));
 	c->bytes = 0;
 	c->asked = 0;
 	c->begun = now();
-	if (connect(c->fd, (struct sockaddr *)&server, sizeof server) && errno != EINPROGRESS) {
+	if (connect(c->fd, &server.any, size_of(&server)) && errno != EINPROGRESS) {
 		finish(c, failure());
 		return;
 	}
@@ -273,16 +316,17 @@ static void report(double seconds)
 static void usage(void)
 {
 	fputs("usage: load [-a ADDRESS] -p PORT [-k PORTS] [-c CLIENTS] [-m THREADS]\n"
-	      "            [-n COUNT] [-t SECONDS] [-i USEC] [-q REQUEST]\n", stderr);
+	      "            [-n COUNT] [-t SECONDS] [-i USEC] [-q REQUEST]\n"
+	      "            [-s FIRST-SOURCE -o SOURCES]\n", stderr);
 	exit(2);
 }
 
 static void parse(int argc, char **argv)
 {
-	const char *address = "127.0.0.1";
+	const char *address = "127.0.0.1", *first = "0.0.0.0";
 	int option;
 
-	while ((option = getopt(argc, argv, "a:p:k:c:m:n:t:i:q:")) != -1) {
+	while ((option = getopt(argc, argv, "a:p:k:c:m:n:t:i:q:s:o:")) != -1) {
 		switch (option) {
 		case 'a': address = optarg; break;
 		case 'p': load.port = (unsigned short)atoi(optarg); break;
@@ -293,11 +337,13 @@ static void parse(int argc, char **argv)
 		case 't': load.seconds = atof(optarg); break;
 		case 'i': load.interval = atol(optarg); break;
 		case 'q': load.request = optarg; break;
+		case 's': first = optarg; break;
+		case 'o': load.sources = atol(optarg); break;
 		default: usage();
 		}
 	}
-	load.server.sin_family = AF_INET;
-	if (inet_pton(AF_INET, address, &load.server.sin_addr) != 1 || !load.port ||
+	if (!parse_address(address, &load.server) || !load.port ||
+	    !parse_address(first, &load.first) || load.sources < 0 ||
 	    load.ports < 1 || load.clients < 1 || load.threads < 1 ||
 	    load.count < 1 || load.seconds <= 0 || load.interval < 0)
 		usage();

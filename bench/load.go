@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +19,9 @@ type loadSpec struct {
 	limit       time.Duration // time at most
 	interval    time.Duration // pause of each client between connections
 	request     string        // what a client sends; "": the server speaks first
+	source      string        // the first address that clients come from; "": the kernel's choice
+	sources     int           // consecutive addresses, taken in turn
+	within      []string      // words before the program's name: another namespace, another priority
 }
 
 // loadResult is what the load program printed.
@@ -56,7 +60,11 @@ func (b *bench) startLoad(l loadSpec) (*process, error) {
 	if l.request != "" {
 		args = append(args, "-q", l.request)
 	}
-	return b.start(b.tool("load"), args...)
+	if l.source != "" {
+		args = append(args, "-s", l.source, "-o", strconv.Itoa(l.sources))
+	}
+	words := append(append(slices.Clone(l.within), b.tool("load")), args...)
+	return b.start(words[0], words[1:]...)
 }
 
 // load runs the load program to its end.

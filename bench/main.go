@@ -68,6 +68,7 @@ var tables = []table{
 	{"relay", []string{"socketbox-relay"}, (*bench).relayTables},
 	{"tables", []string{"socketbox"}, (*bench).tablesTables},
 	{"guard", []string{"socketbox", "socketbox-launch"}, (*bench).guardTables},
+	{"flood", []string{"socketbox"}, (*bench).floodTable},
 }
 
 func main() {

@@ -267,7 +267,7 @@ func TestFloodFromOneNetwork(t *testing.T) {
 }
 
 // A flood from as many addresses as there can be: the memory for sources is bounded.
-// (TestBucketsBounded has a million.)
+// (TestBucketsBounded has a million, and `make bench` lets a million connect.)
 func TestFloodFromManySources(t *testing.T) {
 	port := freePort(t)
 	b := bindConfig(t, limited(port, "per_source = \"5/m\""))
