@@ -408,10 +408,10 @@ func (b *binder) announce() {
 	for _, l := range b.active.listeners {
 		b.log.Info("listening", "listener", l.description.Name, "address", l.description.String())
 	}
-	b.log.Info("serving", "pid", os.Getpid(), "uid", os.Geteuid(), "dispatcher", b.dispatcher(),
-		"directory", b.active.cfg.Dir, "control", b.h.Control)
 	b.before = -1
 	b.beginLending()
+	b.log.Info("serving", "pid", os.Getpid(), "uid", os.Geteuid(), "dispatcher", b.dispatcher(),
+		"directory", b.active.cfg.Dir, "control", b.h.Control)
 	b.store(b.active.listeners)
 	b.notify(append(b.succession(), "READY=1", b.statusLine())...)
 	debug.FreeOSMemory()

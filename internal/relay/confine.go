@@ -108,8 +108,10 @@ func ownDirectory(path string) bool {
 	return path == "" || unix.Stat(filepath.Dir(path), &st) != nil || int(st.Uid) == unix.Geteuid()
 }
 
-// dropCapabilities leaves at most those of keep, in all sets of all threads.
-func dropCapabilities(keep uint64) error {
+// bindCapabilities takes from all threads what an exec could give back, but for keep.
+// It runs before there are workers, who inherit it: each of these calls stops
+// every thread, and there are forty, which on a busy machine took seconds.
+func bindCapabilities(keep uint64) error {
 	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
 		if keep&(1<<c) == 0 {
 			// EPERM without CAP_SETPCAP: then nothing below has a way to use it either, as no exec gives anything.
@@ -123,6 +125,11 @@ func dropCapabilities(keep uint64) error {
 			return os.NewSyscallError("prctl", errno)
 		}
 	}
+	return nil
+}
+
+// dropCapabilities leaves at most those of keep, in all threads.
+func dropCapabilities(keep uint64) error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&header, &data[0]); err != nil {
