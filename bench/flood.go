@@ -170,15 +170,8 @@ func (b *bench) floodFromAll(v *variant, namespace string) error {
 
 // startLimited starts a binder whose listener in the namespace has a limit per source.
 func (b *bench) startLimited(namespace, over string) (*server, error) {
-	return b.withReceiver(func(s *server, path string) error {
-		text := fmt.Sprintf("[[listener]]\naddress = \":%d\"\nnetns = %q\nper_source = %q\nover = %q\n", s.port, namespace, perSource, over)
-		// One for the bench itself, which asks at 127.0.0.1 whether it serves.
-		text += fmt.Sprintf("[[listener]]\naddress = \"127.0.0.1:%d\"\n[[rule]]\ntarget = %q\n", s.port, path)
-		config, err := b.writeConfig("socketbox.toml", text)
-		if err != nil {
-			return err
-		}
-		return s.addBinder(b, s.port, "--config", config)
+	return b.startBeside(func(port int) string {
+		return fmt.Sprintf("address = \":%d\"\nnetns = %q\nper_source = %q\nover = %q\n", port, namespace, perSource, over)
 	})
 }
 
@@ -197,6 +190,3 @@ func (b *bench) startFlood(s *server, namespace string, flood loadSpec, limit ti
 }
 
 func inNamespace(name string) []string { return []string{"ip", "netns", "exec", name} }
-
-// visits returns connections per second, whatever became of them.
-func (r loadResult) visits() float64 { return float64(r.ok+r.allLost()) / r.elapsed.Seconds() }

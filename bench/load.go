@@ -46,6 +46,11 @@ func (r loadResult) rate() float64 {
 	return float64(r.ok) / r.elapsed.Seconds()
 }
 
+// visits returns connections per second, whatever became of them.
+func (r loadResult) visits() float64 {
+	return float64(r.ok+r.allLost()) / r.elapsed.Seconds()
+}
+
 // startLoad starts the load program; finishLoad must follow.
 func (b *bench) startLoad(l loadSpec) (*process, error) {
 	args := []string{

@@ -121,23 +121,29 @@ func writeTable(config string, entries int) error {
 func (b *bench) prefixVariant(name string, steered bool) *variant {
 	const address = "127.77.0.1"
 	start := func() (*server, error) {
-		return b.withReceiver(func(s *server, path string) error {
-			text := fmt.Sprintf("[[listener]]\naddress = \"%s:%d\"\n", address, s.port)
+		return b.startBeside(func(port int) string {
 			if steered {
-				text = "[[listener]]\naddress = \"127.77.0.0/16\"\nports = \"1-65535\"\nsk_lookup = true\n"
+				return "address = \"127.77.0.0/16\"\nports = \"1-65535\"\nsk_lookup = true\n"
 			}
-			// One for the bench itself, which asks at 127.0.0.1 whether it serves.
-			text += fmt.Sprintf("[[listener]]\naddress = \"127.0.0.1:%d\"\n[[rule]]\ntarget = %q\n", s.port, path)
-			config, err := b.writeConfig("socketbox.toml", text)
-			if err != nil {
-				return err
-			}
-			return s.addBinder(b, s.port, "--config", config)
+			return fmt.Sprintf("address = \"%s:%d\"\n", address, port)
 		})
 	}
 	return &variant{name: name, clients: tableClients, measure: func() (sample, error) {
 		return b.sampleServer(start, own, loadSpec{address: address, clients: tableClients, count: b.count, limit: b.limit})
 	}}
+}
+
+// startBeside starts a binder with the listener that these keys describe, and one more at
+// 127.0.0.1 for the bench itself, which asks there whether it serves.
+func (b *bench) startBeside(listener func(port int) string) (*server, error) {
+	return b.withReceiver(func(s *server, path string) error {
+		text := fmt.Sprintf("[[listener]]\n%s[[listener]]\naddress = \"127.0.0.1:%d\"\n[[rule]]\ntarget = %q\n", listener(s.port), s.port, path)
+		config, err := b.writeConfig("socketbox.toml", text)
+		if err != nil {
+			return err
+		}
+		return s.addBinder(b, s.port, "--config", config)
+	})
 }
 
 // reloadTable measures how long a table of a million entries takes to load, at

@@ -108,10 +108,10 @@ func ownDirectory(path string) bool {
 	return path == "" || unix.Stat(filepath.Dir(path), &st) != nil || int(st.Uid) == unix.Geteuid()
 }
 
-// bindCapabilities takes from all threads what an exec could give back, but for keep.
+// limitExec takes from all threads what an exec could give back, but for keep.
 // It runs before there are workers, who inherit it: each of these calls stops
 // every thread, and there are forty, which on a busy machine took seconds.
-func bindCapabilities(keep uint64) error {
+func limitExec(keep uint64) error {
 	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
 		if keep&(1<<c) == 0 {
 			// EPERM without CAP_SETPCAP: then nothing below has a way to use it either, as no exec gives anything.

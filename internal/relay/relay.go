@@ -53,7 +53,7 @@ func Run(o Options) error {
 	if err := r.open(); err != nil || len(r.sources) == 0 {
 		return err
 	}
-	if err := bindCapabilities(r.capabilities()); err != nil {
+	if err := limitExec(r.capabilities()); err != nil {
 		return err
 	}
 	if err := r.startWorkers(); err != nil {

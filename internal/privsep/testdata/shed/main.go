@@ -1,4 +1,5 @@
-// Command shed sheds root by exec and verifies what it has become.
+// Command shed is a test program of privsep: started as root, it sheds that by exec
+// and then, with no privilege left, prints what it has become.
 package main
 
 import (
