@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -124,7 +125,7 @@ func (b *binder) checkElders() {
 	b.nextElders = time.Time{}
 	for _, l := range b.active.listeners {
 		if st := l.standing; len(st.Elders) > 0 {
-			st.Elders = b.livingElders(st.Elders)
+			st.Elders = livingElders(st.Elders)
 			if len(st.Elders) > 0 {
 				b.nextElders = time.Now().Add(eldersEvery)
 				continue
@@ -134,19 +135,26 @@ func (b *binder) checkElders() {
 	}
 }
 
-func (b *binder) livingElders(all []elder) []elder {
+// livingElders returns those of all that still listen. It looks for their cookies
+// among all sockets with their port: asked for one by its address, the kernel
+// chooses between the elder and the younger by a hash (sock_diag(7),
+// reuseport_select_sock), and where it chose the younger, the elder would seem gone.
+func livingElders(all []elder) []elder {
 	diag, err := sockdiag.Open()
 	if err != nil {
 		return all
 	}
 	defer unix.Close(diag)
-	var left []elder
-	for _, e := range all {
-		if _, err := sockdiag.Alive(diag, &e.Socket); !errors.Is(err, sockdiag.ErrGone) {
-			left = append(left, e)
-		}
+	there := map[uint64]bool{}
+	query := sockdiag.Query{States: sockdiag.Listening, LocalPort: all[0].Socket.Local.Port()}
+	err = sockdiag.Dump(diag, query, func(s *sockdiag.Socket) error {
+		there[s.Cookie] = true
+		return nil
+	})
+	if err != nil {
+		return all
 	}
-	return left
+	return slices.DeleteFunc(slices.Clone(all), func(e elder) bool { return !there[e.Socket.Cookie] })
 }
 
 // besideText says of whom a listener is the younger one, "" if of nobody.
