@@ -86,7 +86,8 @@ func portBytecode(port uint16) []byte {
 // Alive returns what the socket is now that s names by its addresses, its interface
 // and its cookie; an error that wraps ErrGone if it has ended. One that was reset,
 // and that its process has not closed yet, counts as ended: the kernel does not
-// find it any more.
+// find it any more. For connections: of listening sockets with one address the
+// kernel looks at one alone, so ask Dump for those.
 func Alive(fd int, s *Socket) (*Socket, error) {
 	var found *Socket
 	request := s.request(unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_ACK)
