@@ -111,10 +111,23 @@ func (s *snapshot) list() (*Sessions, error) {
 			return nil, err
 		}
 	}
-	slices.SortFunc(all.Sessions, func(a, b SessionStatus) int {
-		return cmp.Or(cmp.Compare(a.Listener, b.Listener), cmp.Compare(a.Cookie, b.Cookie))
-	})
+	slices.SortFunc(all.Sessions, func(a, b SessionStatus) int { return a.compare(&b) })
 	return all, nil
+}
+
+// compare puts sessions in the order of their listeners, the oldest first; those of
+// unknown age before the others. Cookies don't tell the age: each processor gives out
+// its own.
+func (s *SessionStatus) compare(other *SessionStatus) int {
+	return cmp.Or(cmp.Compare(s.Listener, other.Listener), s.handedOff().Compare(other.handedOff()), cmp.Compare(s.Cookie, other.Cookie))
+}
+
+// handedOff is the zero time where it is not remembered.
+func (s *SessionStatus) handedOff() time.Time {
+	if s.Since == nil {
+		return time.Time{}
+	}
+	return *s.Since
 }
 
 // listener returns the one with this ID, else l.
