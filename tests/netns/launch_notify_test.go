@@ -18,11 +18,14 @@ import (
 	"socketbox/internal/handoff"
 )
 
+var webDirectory string // of webProgram; TestMain removes it
+
 var webProgram = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "sbxt-web-")
 	if err != nil {
 		return "", err
 	}
+	webDirectory = dir
 	os.Chmod(dir, 0o755)
 	program := filepath.Join(dir, "web")
 	cmd := exec.Command("go", "build", "-o", program, "./testdata/web")

@@ -44,6 +44,7 @@ func TestMain(m *testing.M) {
 	programs = dir
 	status := m.Run()
 	removeGuards()
+	os.RemoveAll(webDirectory)
 	os.Exit(status)
 }
 
