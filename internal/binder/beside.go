@@ -136,9 +136,9 @@ func (b *binder) checkElders() {
 }
 
 // livingElders returns those of all that still listen. It looks for their cookies
-// among all sockets with their port: asked for one by its address, the kernel
-// chooses between the elder and the younger by a hash (reuseport_select_sock in the
-// kernel), and where it chose the younger, the elder would seem gone.
+// among all sockets with their port: asked for one by its address, the kernel looks
+// at one of the elder and the younger alone, on some machines always at the younger,
+// beside which the elder would seem gone.
 func livingElders(all []elder) []elder {
 	diag, err := sockdiag.Open()
 	if err != nil {
