@@ -77,19 +77,29 @@ func eldersOf(d listen.Description) []elder {
 	if d.NetNS != "" || d.Network != listen.TCP {
 		return nil
 	}
+	var found []elder
+	sockets, _ := listeningOn(d.Port)
+	for _, s := range sockets {
+		if local := s.Local.Addr(); local == d.Address || local.IsUnspecified() || d.Address.IsUnspecified() {
+			found = append(found, elder{s, holderOf(s.Inode)})
+		}
+	}
+	return found
+}
+
+// listeningOn returns the TCP sockets of the process's network namespace that listen
+// on port.
+func listeningOn(port uint16) (all []sockdiag.Socket, err error) {
 	diag, err := sockdiag.Open()
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	defer unix.Close(diag)
-	var found []elder
-	sockdiag.Dump(diag, sockdiag.Query{States: sockdiag.Listening, LocalPort: d.Port}, func(s *sockdiag.Socket) error {
-		if local := s.Local.Addr(); local == d.Address || local.IsUnspecified() || d.Address.IsUnspecified() {
-			found = append(found, elder{*s, holderOf(s.Inode)})
-		}
+	err = sockdiag.Dump(diag, sockdiag.Query{States: sockdiag.Listening, LocalPort: port}, func(s *sockdiag.Socket) error {
+		all = append(all, *s)
 		return nil
 	})
-	return found
+	return all, err
 }
 
 // holderOf names a process that has the socket with that inode: the first one
@@ -140,21 +150,13 @@ func (b *binder) checkElders() {
 // at one of the elder and the younger alone, on some machines always at the younger,
 // beside which the elder would seem gone.
 func livingElders(all []elder) []elder {
-	diag, err := sockdiag.Open()
+	sockets, err := listeningOn(all[0].Socket.Local.Port())
 	if err != nil {
 		return all
 	}
-	defer unix.Close(diag)
-	there := map[uint64]bool{}
-	query := sockdiag.Query{States: sockdiag.Listening, LocalPort: all[0].Socket.Local.Port()}
-	err = sockdiag.Dump(diag, query, func(s *sockdiag.Socket) error {
-		there[s.Cookie] = true
-		return nil
+	return slices.DeleteFunc(slices.Clone(all), func(e elder) bool {
+		return !slices.ContainsFunc(sockets, func(s sockdiag.Socket) bool { return s.Cookie == e.Socket.Cookie })
 	})
-	if err != nil {
-		return all
-	}
-	return slices.DeleteFunc(slices.Clone(all), func(e elder) bool { return !there[e.Socket.Cookie] })
 }
 
 // besideText says of whom a listener is the younger one, "" if of nobody.

@@ -111,15 +111,15 @@ func (s *snapshot) list() (*Sessions, error) {
 			return nil, err
 		}
 	}
-	slices.SortFunc(all.Sessions, func(a, b SessionStatus) int { return a.compare(&b) })
+	slices.SortFunc(all.Sessions, oldestFirst)
 	return all, nil
 }
 
-// compare puts sessions in the order of their listeners, the oldest first; those of
-// unknown age before the others. Cookies don't tell the age: each processor gives out
-// its own.
-func (s *SessionStatus) compare(other *SessionStatus) int {
-	return cmp.Or(cmp.Compare(s.Listener, other.Listener), s.handedOff().Compare(other.handedOff()), cmp.Compare(s.Cookie, other.Cookie))
+// oldestFirst puts sessions in the order of their listeners, then of their hand-off;
+// those of unknown age before the others. Cookies don't tell the age: each processor
+// gives out its own.
+func oldestFirst(a, b SessionStatus) int {
+	return cmp.Or(cmp.Compare(a.Listener, b.Listener), a.handedOff().Compare(b.handedOff()), cmp.Compare(a.Cookie, b.Cookie))
 }
 
 // handedOff is the zero time where it is not remembered.
