@@ -59,6 +59,15 @@ func (c Cause) String() string {
 	return causeNames[c].text
 }
 
+// resetTexts are the log's words for a reset of each cause, put together once:
+// a flood is reset a connection at a time.
+var resetTexts = func() (texts [numCauses]string) {
+	for i := range texts {
+		texts[i] = "connection reset: " + Cause(i).String()
+	}
+	return texts
+}()
+
 // Causes counts failed connections by Cause.
 type Causes [maxCauses]uint64
 

@@ -15,6 +15,9 @@ const complaintEvery = time.Second
 // maxComplaints bounds the memory for troubles: targets times reasons.
 const maxComplaints = 4096
 
+// trouble is what a complaint is about.
+type trouble struct{ what, about string }
+
 type complaint struct {
 	last       time.Time
 	suppressed int
@@ -23,7 +26,7 @@ type complaint struct {
 // complain logs a warning, rate-limited.
 func (w *worker) complain(what, about string, errno unix.Errno) {
 	now := time.Now()
-	key := what + "\x00" + about
+	key := trouble{what, about}
 	c := w.complaints[key]
 	if c == nil {
 		if len(w.complaints) >= maxComplaints {

@@ -335,7 +335,7 @@ func (w *worker) fail(c *connection, cause Cause, errno unix.Errno) {
 			w.held(c)
 		}
 	}
-	w.complain("connection reset: "+cause.String(), w.targetName(c.target), errno)
+	w.complain(resetTexts[cause], w.targetName(c.target), errno)
 	w.logConnection(c, cause.String())
 	w.decide(c, Failed, cause, errno)
 	reset(c.fd)

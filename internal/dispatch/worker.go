@@ -52,7 +52,7 @@ type worker struct {
 	nextRetry     time.Time
 	hurry         bool   // something is to be tried again at the next retry
 	trim          func() // gives back memory that only start-up and reloads need
-	complaints    map[string]*complaint
+	complaints    map[trouble]*complaint
 	counts        tally  // of the connection in hand
 	orphans       Counts // of listeners that a reload removed
 	files         int    // descriptors that listeners, sinks and waiting connections may take
@@ -107,7 +107,7 @@ func newWorker(control privsep.Channel, setLog func(*Plan) *slog.Logger) (*worke
 		routes: map[privsep.Key]*route{}, routeByID: map[uint32]*route{},
 		trim:  func() {},
 		sinks: map[uint32]*sink{}, holding: map[*sink]struct{}{},
-		complaints: map[string]*complaint{}, born: time.Now(),
+		complaints: map[trouble]*complaint{}, born: time.Now(),
 	}
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
