@@ -51,15 +51,13 @@ func (h Histogram) Add(o Histogram) Histogram {
 	return h
 }
 
-// handedOff notes how long a connection took from accept to hand-off. For one
-// that was not held that is the time since the worker came for it or finished
-// the one before, accept4 included: one look at the clock for each.
-func (w *worker) handedOff(c *connection) {
-	var took time.Duration
-	if c.since.IsZero() {
-		now := time.Since(w.born)
-		took, w.mark = now-w.mark, now
-	} else {
+// handedOff notes how long a connection took from accept to hand-off, which was
+// now. For one that was not held that is the time since the worker came for it
+// or finished what went before, accept4 included: one look at the clock for
+// all that are sent together.
+func (w *worker) handedOff(c *connection, now time.Duration) {
+	took := now - w.mark
+	if !c.since.IsZero() {
 		took = w.held(c)
 	}
 	if !c.l.removed {

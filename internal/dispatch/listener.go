@@ -9,7 +9,6 @@ import (
 	"socketbox/internal/fdpass"
 	"socketbox/internal/handoff"
 	"socketbox/internal/privsep"
-	"socketbox/internal/rule"
 )
 
 // listener is a listening socket with what the plan says about it.
@@ -29,7 +28,8 @@ type listener struct {
 	removed bool     // by a reload
 	meter   *meter   // of its own limit; nil: none
 	paced   []*meter // that let it accept no faster
-	lately  int      // connections that came at once, less one
+	lately  int      // connections in the backlog when last asked
+	assumed int      // times since that one was taken for granted
 	paused  int      // reasons why it is out of the epoll set
 }
 
@@ -56,6 +56,35 @@ func (w *worker) accept(l *listener) (int, unix.Errno) {
 	fd, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(l.fd), uintptr(unsafe.Pointer(&w.peer)),
 		uintptr(unsafe.Pointer(&w.peerLen)), unix.SOCK_CLOEXEC, 0, 0)
 	return int(fd), errno
+}
+
+// expected returns how many connections to take off the backlog of l, which is
+// ready. After one that came alone the kernel is asked every fourth time only:
+// where there was one more, the next wait ends at once.
+func (w *worker) expected(l *listener) int {
+	if l.lately == 1 && l.assumed < 3 {
+		l.assumed++
+		return 1
+	}
+	l.assumed = 0
+	l.lately = w.queued(l)
+	return l.lately
+}
+
+// queued returns how many connections are in the backlog of l, which is ready:
+// for a listening TCP socket TCP_INFO has that in tcpi_unacked (tcp_get_info in
+// the kernel's net/ipv4/tcp.c). Of others it is only known that there is one.
+func (w *worker) queued(l *listener) int {
+	if l.Family == privsep.Unix {
+		return 1
+	}
+	size := uint32(unsafe.Offsetof(w.tcpInfo.Unacked) + unsafe.Sizeof(w.tcpInfo.Unacked))
+	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(l.fd), unix.IPPROTO_TCP, unix.TCP_INFO,
+		uintptr(unsafe.Pointer(&w.tcpInfo)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 1
+	}
+	return max(int(w.tcpInfo.Unacked), 1)
 }
 
 // mappedPrefix begins the IPv6 form of an IPv4 address (RFC 4291, 2.5.5.2).
@@ -92,19 +121,18 @@ func address(sa *unix.RawSockaddrAny) (netip.Addr, uint16) {
 	}
 }
 
-// facts returns what rules may look at. Where the listener is bound to one
+// look completes what rules may look at. Where the listener is bound to one
 // address and port, that is known without a system call.
-func (w *worker) facts(l *listener, fd int) rule.Conn {
-	c := rule.Conn{Listener: l.index, Port: l.Port, Local: l.Address}
-	c.Remote, _ = address(&w.peer)
-	if l.asks {
+func (w *worker) look(c *connection) {
+	c.looked = true
+	c.facts.Listener, c.facts.Port, c.facts.Local = c.l.index, c.l.Port, c.l.Address
+	if c.l.asks {
 		size := uint32(unix.SizeofSockaddrAny)
-		_, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&w.local)), uintptr(unsafe.Pointer(&size)))
+		_, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(c.fd), uintptr(unsafe.Pointer(&w.local)), uintptr(unsafe.Pointer(&size)))
 		if errno == 0 {
-			c.Local, c.Port = address(&w.local)
+			c.facts.Local, c.facts.Port = address(&w.local)
 		}
 	}
-	return c
 }
 
 // unmap makes a true AF_INET socket of an IPv4 connection that a two-family

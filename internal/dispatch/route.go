@@ -37,8 +37,9 @@ type connection struct {
 	target int
 	place  uint32 // which of the target's paths
 	facts  rule.Conn
+	looked bool      // facts are complete; until then they are the client's address alone
 	since  time.Time // when it was held
-	port   uint16    // of the client, where facts are known
+	port   uint16    // of the client
 	cookie uint64    // of the socket, where its rule limits sessions
 	passed uint8     // steps of the meters
 	route  *route
@@ -51,11 +52,11 @@ func (w *worker) take(l *listener, fd int) {
 		mapped = false
 	}
 	c := connection{fd: fd, l: l, family: family, mapped: mapped, rule: l.sole}
+	c.facts.Remote, c.port = address(&w.peer)
 	if r := l.direct[family]; r != nil && !l.looks && !w.plan.LogConnections && !w.tracing() {
 		c.target, c.route = int(r.key.Target), r
 	} else {
-		c.facts = w.facts(l, fd)
-		_, c.port = address(&w.peer)
+		w.look(&c)
 		if !w.choose(&c) {
 			return
 		}
@@ -161,6 +162,9 @@ func (w *worker) routeFor(k privsep.Key) *route {
 	need := 1
 	if k.Place == rule.AnyPlace {
 		need += w.plan.Table.Targets[k.Target].Places
+	}
+	if len(w.routes)+need > maxRoutes {
+		w.sendGathered() // their route may be one that is forgotten
 	}
 	for n := 0; n < need && len(w.routes)+need > maxRoutes; n++ {
 		w.forgetRoute()

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"socketbox/internal/fdpass"
 	"socketbox/internal/handoff"
 	"socketbox/internal/privsep"
 )
@@ -59,34 +60,45 @@ func (s *sink) known() bool {
 // place sends c to its route's sink, or holds it. It owns c.
 func (w *worker) place(c connection, t *tally) {
 	s := c.route.sink
-	if s.group != nil {
-		if s.group.open() && w.spread(s.group, &c, t) {
-			return
+	switch {
+	case s.group != nil:
+		if !s.group.open() || !w.spread(s.group, &c, t) {
+			w.hold(s, c, t)
 		}
-	} else if s.state == privsep.Live && s.queue.len() == 0 && w.send(s, &c, t) {
-		return
+	case w.gathering.on && s.takes():
+		w.gather(s, &c)
+	default:
+		w.sendOrHold(s, &c, t)
 	}
-	w.hold(s, c, t)
+}
+
+// takes says whether a connection may be sent to s: somebody receives there,
+// and nobody waits.
+func (s *sink) takes() bool { return s.state == privsep.Live && s.queue.len() == 0 }
+
+func (w *worker) sendOrHold(s *sink, c *connection, t *tally) {
+	if !s.takes() || !w.send(s, c, t) {
+		w.hold(s, *c, t)
+	}
+}
+
+// packet is what c is sent with.
+func (c *connection) packet() *fdpass.Packet {
+	if c.mapped {
+		return c.l.mapped
+	}
+	return c.l.packet
 }
 
 // send tries to hand c off. It returns true when c is gone: delivered, or
 // impossible to deliver.
 func (w *worker) send(s *sink, c *connection, t *tally) bool {
-	packet := c.l.packet
-	if c.mapped {
-		packet = c.l.mapped
-	}
-	errno := packet.Send(s.fd, c.fd)
+	errno := c.packet().Send(s.fd, c.fd)
 	switch handoff.OutcomeOf(errno) {
 	case handoff.Sent:
-		closeFD(c.fd) // at once: a copy kept here would hold back the FIN
-		t.delivered()
-		if c.cookie != 0 {
-			w.sessions.left(c)
-		}
-		w.handedOff(c)
-		w.logConnection(c, "delivered")
-		w.decide(c, Delivered, 0, 0)
+		now := time.Since(w.born)
+		w.delivered(c, t, now)
+		w.mark = now
 		return true
 	case handoff.Refused:
 		w.fail(c, CauseRefused, errno)
@@ -102,11 +114,22 @@ func (w *worker) send(s *sink, c *connection, t *tally) bool {
 	return false
 }
 
+// delivered closes and counts c, which was sent and is its receiver's now.
+func (w *worker) delivered(c *connection, t *tally, now time.Duration) {
+	closeFD(c.fd) // at once: a copy kept here would hold back the FIN
+	t.delivered()
+	if c.cookie != 0 {
+		w.sessions.left(c)
+	}
+	w.handedOff(c, now)
+	w.logConnection(c, "delivered")
+	w.decide(c, Delivered, 0, 0)
+}
+
 // hold keeps c until its sink can take it, within the target's limits.
 func (w *worker) hold(s *sink, c connection, t *tally) {
-	if !c.facts.Remote.IsValid() && c.since.IsZero() {
-		c.facts = w.facts(c.l, c.fd)
-		_, c.port = address(&w.peer)
+	if !c.looked {
+		w.look(&c)
 	}
 	limit := w.plan.Table.Targets[c.target].Hold.Connections
 	switch {

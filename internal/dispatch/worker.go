@@ -61,8 +61,11 @@ type worker struct {
 	mark time.Duration // when the connection in hand was begun
 
 	busy        bool // the last wait found something
+	moderation  moderation
+	gathering   gathering
 	peer, local unix.RawSockaddrAny
 	peerLen     uint32
+	tcpInfo     unix.TCPInfo
 	events      [64]unix.EpollEvent
 }
 
@@ -83,8 +86,10 @@ const (
 	// pause before the kernel is tried again after it ran out of something.
 	sweepEvery = 50 * time.Millisecond
 	retryEvery = 10 * time.Millisecond
-	// busyWait is how long, in milliseconds, a wait may keep the processor.
-	busyWait = 2
+	// busyWait is how long, in milliseconds, a wait may keep the processor if the
+	// scheduler's signal, after some 10 ms, fails to end it. It is no shorter,
+	// since a timer that is due before the kernel's next tick costs more.
+	busyWait = 100
 	// reserve is how many descriptors accept leaves free: for what every
 	// process has, and for the sockets that the binder sends. Without them no
 	// receiver could be reached who would take what is on hold.
@@ -159,21 +164,19 @@ func (w *worker) run() error {
 // short, and the scheduler's preemption signal ends it early. As soon as
 // nothing came, the wait goes through the scheduler.
 func (w *worker) wait() (int, error) {
-	timeout := -1
-	if w.hurry {
-		timeout = int(retryEvery / time.Millisecond)
-	} else if w.waiting > 0 {
-		timeout = int(sweepEvery / time.Millisecond)
-	}
-	if len(w.laters) > 0 {
-		if soon := max(w.until(w.laters[0].at), 0); timeout < 0 || soon < timeout {
-			timeout = soon
-		}
+	timeout := w.timeout()
+	if w.moderation.due(w.mark) && w.busy {
+		nap()
 	}
 	if w.busy {
+		bounded := busyWait
+		if timeout >= 0 {
+			bounded = min(timeout, busyWait)
+		}
 		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(w.epoll), uintptr(unsafe.Pointer(&w.events)),
-			uintptr(len(w.events)), busyWait, 0, 0)
-		if w.busy = errno == 0 && n > 0; w.busy {
+			uintptr(len(w.events)), uintptr(bounded), 0, 0)
+		w.busy = errno == 0 && n > 0
+		if w.busy || errno == 0 && bounded == timeout {
 			return int(n), nil
 		}
 	}
@@ -186,6 +189,22 @@ func (w *worker) wait() (int, error) {
 		return 0, fmt.Errorf("epoll_wait: %w", err)
 	}
 	return n, nil
+}
+
+// timeout is how long the next wait may last, in milliseconds; -1: for ever.
+func (w *worker) timeout() int {
+	timeout := -1
+	if w.hurry {
+		timeout = int(retryEvery / time.Millisecond)
+	} else if w.waiting > 0 {
+		timeout = int(sweepEvery / time.Millisecond)
+	}
+	if len(w.laters) > 0 {
+		if soon := max(w.until(w.laters[0].at), 0); timeout < 0 || soon < timeout {
+			timeout = soon
+		}
+	}
+	return timeout
 }
 
 func (w *worker) handle(e *unix.EpollEvent) error {
@@ -218,27 +237,22 @@ func (w *worker) watch(op, fd int, events uint32, about int32, id uint32) error 
 	return nil
 }
 
-// serve accepts from l until its backlog is empty, its share is used up, or
-// it has to pause. It doesn't ask for one more than came the last time: the
-// next wait tells as well whether there is more, for all listeners at once.
+// serve accepts what is in the backlog of l, until its share is used up or it
+// has to pause. It asks for no more than there is: an accept4 that finds nothing
+// has made a file, an inode and a socket, and undoes them.
 func (w *worker) serve(l *listener) {
 	w.begin()
-	for n := range batch {
-		if n > l.lately {
-			l.lately = n
-			return
-		}
-		if !w.serveOne(l) || l.paused > 0 {
-			l.lately = n
-			return
-		}
+	w.gathering.on = true
+	for n := min(w.expected(l), batch); n > 0 && w.serveOne(l) && l.paused == 0; n-- {
 	}
+	w.gathering.on = false
+	w.sendGathered()
 }
 
 // serveOne takes one connection off the backlog of l and sends it on its way.
 // It returns false when there is none to take now.
 func (w *worker) serveOne(l *listener) bool {
-	if w.waiting+len(w.sinks)+len(w.listeners) >= w.files {
+	if w.waiting+w.gathering.n+len(w.sinks)+len(w.listeners) >= w.files {
 		w.exhaust(l, unix.EMFILE)
 		return false
 	}
@@ -248,6 +262,7 @@ func (w *worker) serveOne(l *listener) bool {
 	fd, errno := w.accept(l)
 	switch errno {
 	case 0:
+		w.moderation.came++
 		w.pace(l)
 		w.take(l, fd)
 		return true

@@ -27,8 +27,10 @@ func workRules() []Rule {
 	return []Rule{
 		{Call: "accept4", Why: "worker.accept"}, // no condition: so the kernel need not run the filter for it
 		{Call: "sendmsg", If: []Arg{{Index: 2, Value: sendFlags}}, Why: "fdpass.Packet.Send, fdpass.Send: MSG_FASTOPEN would connect"},
+		{Call: "sendmmsg", If: []Arg{{Index: 3, Value: sendFlags}}, Why: "fdpass.Burst.Send, as sendmsg"},
 		{Call: "recvmsg", If: []Arg{{Index: 0, Value: ControlFD}, {Index: 2, Value: recvFlags}}, Why: "worker.readControl"},
 		{Call: "getsockname", Why: "listener.localAddress"},
+		{Call: "getsockopt", If: []Arg{{Index: 1, Value: unix.IPPROTO_TCP}, {Index: 2, Value: unix.TCP_INFO}}, Why: "worker.queued"},
 		{Call: "getsockopt", If: []Arg{{Index: 1, Value: unix.SOL_SOCKET}, {Index: 2, Value: unix.SO_COOKIE}}, Why: "worker.cookieOf: sessions that a rule limits"},
 		{Call: "setsockopt", If: []Arg{{Index: 1, Value: unix.SOL_IPV6}, {Index: 2, Value: unix.IPV6_ADDRFORM}}, Why: "worker.unmap"},
 		{Call: "setsockopt", If: []Arg{{Index: 1, Value: unix.SOL_SOCKET}, {Index: 2, Value: unix.SO_LINGER}}, Why: "worker.reset"},

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"socketbox/internal/fdpass"
 )
 
 // backSoon is a generous bound for the time that a new dispatcher takes: it
@@ -32,16 +34,15 @@ func TestDispatcherKilled(t *testing.T) {
 			runReceiver(t, &receiver{Path: filepath.Join(b.dir, "a.sock"), Take: 200 * time.Microsecond})
 			load := keep(clients, 10*time.Millisecond, from("127.0.1.1", at(port)))
 			var back []time.Duration
-			held := 0
+			waiting := 0
 			for i := range kills {
 				time.Sleep(time.Duration(50+3*i) * time.Millisecond)
 				s := b.status()
-				// Stopped, it can be looked at: what it has on hold, and one
-				// that may be in hand.
+				// Stopped, it can be looked at.
 				if err := unix.Kill(s.Dispatcher, unix.SIGSTOP); err != nil {
 					t.Fatal(err)
 				}
-				held += int(b.status().Total.Waiting) + 1
+				waiting += int(b.status().Total.Waiting)
 				killed := time.Now()
 				kill9(t, s.Dispatcher)
 				takenBy(t, "a.sock", client{to: at(port), from: "127.0.1.1"})
@@ -55,26 +56,30 @@ func TestDispatcherKilled(t *testing.T) {
 			}
 			c := load.end()
 			slices.Sort(back)
+			// What a dispatcher had in hand was counted as accepted, no more; one
+			// that it had just accepted not even that.
+			n := b.status().Total
+			open := int(n.Accepted - n.Delivered - n.Failed - n.Rejected - n.Waiting)
 			cut := c.count(reset, empty)
-			t.Logf("%s; cut %d, in hand when killed at most %d", c, cut, held)
+			t.Logf("%s; cut %d, on hold when killed %d, in hand %d to %d", c, cut, waiting, open, open+kills)
 			t.Logf("served again after: median %v, worst %v", back[kills/2], back[kills-1])
 			if c.count(served)+cut != c.total() {
 				t.Errorf("some clients were neither served nor cut: %s", c)
 			}
-			if cut > held || kind == "one target" && cut > 2*kills {
-				t.Errorf("%d deaths cut %d clients, %d were in hand", kills, cut, held)
+			if cut > waiting+open+kills {
+				t.Errorf("%d deaths cut %d clients, %d were on hold and at most %d in hand", kills, cut, waiting, open+kills)
+			}
+			if open > kills*fdpass.BurstMax {
+				t.Errorf("%d connections are not accounted for: %+v", open, n)
+			}
+			if kind == "one target" && waiting > kills+2*fdpass.BurstMax {
+				t.Errorf("%d were on hold at %d deaths: their place is the backlog", waiting, kills)
 			}
 			if back[kills/2] > backSoon {
 				t.Errorf("half of the time clients are served again only after %v", back[kills/2])
 			}
-			s := b.status()
-			if int(s.Restarts) != kills {
-				t.Errorf("%d restarts, not %d", s.Restarts, kills)
-			}
-			// What a dispatcher had in hand was counted as accepted, no more.
-			n := s.Total
-			if open := n.Accepted - n.Delivered - n.Failed - n.Rejected - n.Waiting; open > kills {
-				t.Errorf("%d connections are not accounted for: %+v", open, n)
+			if n := b.status().Restarts; int(n) != kills {
+				t.Errorf("%d restarts, not %d", n, kills)
 			}
 		})
 	}

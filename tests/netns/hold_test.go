@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // twoTargets sends clients from 127.0.1.0/24 to a.sock and those from
@@ -179,6 +181,28 @@ func TestFirstBurst(t *testing.T) {
 	runReceiver(t, &receiver{Path: filepath.Join(b.dir, "a.sock")})
 	atOnce(clients, from("127.0.1.1", at(port))).allServed(t, clients)
 	b.balance(clients)
+}
+
+// Connections that leave together are no more than may be on hold: where the
+// receiver turns out to be full, nobody is reset who could have waited in the
+// backlog.
+func TestGatheredFitHold(t *testing.T) {
+	const clients = 64
+	port := freePort(t)
+	b := bindConfig(t, "hold = { connections = 2 }\n"+listenerFor(port))
+	runReceiver(t, &receiver{Path: filepath.Join(b.dir, "default.sock"), First: time.Second})
+	takenBy(t, "default.sock", client{to: at(port)})
+	dispatcher := b.status().Dispatcher
+	if err := unix.Kill(dispatcher, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	c := begin(clients, to(at(port)))
+	time.Sleep(300 * time.Millisecond) // until all are in the backlog
+	if err := unix.Kill(dispatcher, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	c.end().allServed(t, clients)
+	b.balance(clients + 1)
 }
 
 // hold_total bounds what waits for all paths together.
