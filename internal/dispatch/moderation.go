@@ -22,7 +22,8 @@ const (
 // moderation decides when to nap, as network adapters moderate their
 // interrupts: waking up for each connection costs the dispatcher and the
 // receiver more than moving it, and the processors that wake up and fall
-// asleep serve nobody meanwhile.
+// asleep serve nobody meanwhile. Connections under a limit of rate don't count:
+// who set one expects floods, in which others are to wait no longer.
 type moderation struct {
 	came  int           // connections since the last wait
 	count int           // and since the window's beginning

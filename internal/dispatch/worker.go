@@ -262,7 +262,9 @@ func (w *worker) serveOne(l *listener) bool {
 	fd, errno := w.accept(l)
 	switch errno {
 	case 0:
-		w.moderation.came++
+		if l.meter == nil && len(w.meters) == 0 {
+			w.moderation.came++
+		}
 		w.pace(l)
 		w.take(l, fd)
 		return true
